@@ -23,7 +23,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from .errors import GraphError, OrderError
+from .errors import OrderError
 
 if TYPE_CHECKING:
     import networkx
@@ -160,9 +160,7 @@ class Graph:
     def touches(self) -> tuple[tuple[int, ...], ...]:
         """Per node: the distinct storages it reads, writes or outputs, ascending."""
         storage_of = [t.storage for t in self.tensors]
-        return tuple(
-            tuple(sorted({storage_of[t] for t in (*node.inputs, *node.outputs)} | set(node.writes))) for node in self.nodes
-        )
+        return tuple(tuple(sorted({storage_of[t] for t in (*node.inputs, *node.outputs)} | set(node.writes))) for node in self.nodes)
 
     @cached_property
     def pinned(self) -> frozenset[int]:

@@ -1,0 +1,124 @@
+"""What makes a Graph well formed, checked rule by rule; the first offender is named."""
+
+from __future__ import annotations
+
+from .errors import GraphError
+from .graph import EXTERNAL_ROLES, ITEMSIZE, PHASES, ROLES, Graph, Ref, Tensor
+
+
+def check_graph(graph: Graph) -> None:
+    """Raise `GraphError` unless every rule in the docstring of `compiler.graph` holds. O(size of the graph)."""
+    _check_tables(graph)
+    _check_nodes(graph)
+    _check_ends(graph)
+
+
+def tensor_extent(tensor: Tensor) -> int:
+    """Bytes from the start of the storage to the end of the last element; 0 for an empty tensor."""
+    if tensor.numel == 0:
+        return 0
+    last = tensor.numel - 1 if tensor.strides is None else sum((d - 1) * s for d, s in zip(tensor.shape, tensor.strides, strict=True))
+    return tensor.offset + (last + 1) * ITEMSIZE[tensor.dtype]
+
+
+def _check_tables(graph: Graph) -> None:
+    for i, s in enumerate(graph.storages):
+        where = f"storage {i} of graph {graph.name!r}"
+        if s.id != i:
+            raise GraphError(f"{where} carries id {s.id}; ids are indices")
+        if s.nbytes < 0:
+            raise GraphError(f"{where} has {s.nbytes} bytes; sizes are never negative")
+        if s.role not in ROLES:
+            raise GraphError(f"{where} has role {s.role!r}; roles are {', '.join(ROLES)}")
+    for i, t in enumerate(graph.tensors):
+        where = f"tensor {i} of graph {graph.name!r}"
+        if t.id != i:
+            raise GraphError(f"{where} carries id {t.id}; ids are indices")
+        if not 0 <= t.storage < len(graph.storages):
+            raise GraphError(f"{where} lies on storage {t.storage}; the graph has {len(graph.storages)} storages")
+        if t.dtype not in ITEMSIZE:
+            raise GraphError(f"{where} has dtype {t.dtype!r}, which has no known size")
+        if any(d < 0 for d in t.shape) or t.offset < 0:
+            raise GraphError(f"{where} has shape {list(t.shape)} at offset {t.offset}; neither is ever negative")
+        if t.strides is not None and (len(t.strides) != len(t.shape) or any(s < 0 for s in t.strides)):
+            raise GraphError(f"{where} has strides {list(t.strides)} for shape {list(t.shape)}")
+        storage = graph.storages[t.storage]
+        if tensor_extent(t) > storage.nbytes:
+            raise GraphError(f"{where} ends at byte {tensor_extent(t)} of storage {storage.id}, which has {storage.nbytes} bytes")
+
+
+def _check_nodes(graph: Graph) -> None:
+    defined_by: dict[int, int] = {}
+    for node in graph.nodes:
+        for t in node.outputs:
+            if not 0 <= t < len(graph.tensors):
+                raise GraphError(f"node {node.id} ({node.op}) of graph {graph.name!r} outputs tensor {t}, which does not exist")
+            if t in defined_by:
+                raise GraphError(f"tensor {t} is defined twice: by node {defined_by[t]} and node {node.id} ({node.op})")
+            defined_by[t] = node.id
+    born: set[int] = {s.id for s in graph.storages if s.role in EXTERNAL_ROLES}
+    done: set[int] = set()
+    for i, node in enumerate(graph.nodes):
+        where = f"node {i} ({node.op}) of graph {graph.name!r}"
+        if node.id != i:
+            raise GraphError(f"{where} carries id {node.id}; ids are indices")
+        if node.phase not in PHASES:
+            raise GraphError(f"{where} has phase {node.phase!r}; phases are {', '.join(PHASES)}")
+        if node.workspace < 0:
+            raise GraphError(f"{where} has a workspace of {node.workspace} bytes; sizes are never negative")
+        for t in node.inputs:
+            if not 0 <= t < len(graph.tensors):
+                raise GraphError(f"{where} reads tensor {t}, which does not exist")
+            if t in defined_by and t not in done:
+                raise GraphError(f"{where} reads tensor {t} before node {defined_by[t]} defines it")
+            s = graph.tensors[t].storage
+            if t not in defined_by and s not in born:
+                _require_carried(graph, s, f"{where} reads tensor {t}")
+        for s in node.writes:
+            if not 0 <= s < len(graph.storages):
+                raise GraphError(f"{where} writes storage {s}, which does not exist")
+            if s not in born:
+                _require_carried(graph, s, f"{where} writes storage {s}")
+        _check_refs(node.attrs, len(node.inputs), where)
+        for t in node.outputs:
+            done.add(t)
+            born.add(graph.tensors[t].storage)
+
+
+def _require_carried(graph: Graph, storage: int, what: str) -> None:
+    """An unborn storage may be read only when it is state carried over from an earlier step."""
+    role = graph.storages[storage].role
+    if role not in ("gradient", "optimizer_state"):
+        raise GraphError(f"{what} on storage {storage}, an {role} that nothing has given birth to")
+
+
+def _check_refs(value: object, n_inputs: int, where: str) -> None:
+    if isinstance(value, Ref):
+        if not 0 <= value.index < n_inputs:
+            raise GraphError(f"{where} refers to input {value.index} in its attributes; it has {n_inputs} inputs")
+    elif isinstance(value, dict):
+        for item in value.values():
+            _check_refs(item, n_inputs, where)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            _check_refs(item, n_inputs, where)
+
+
+def _check_ends(graph: Graph) -> None:
+    definer = graph.definer
+    for kind, ids in (("input", graph.inputs), ("output", graph.outputs)):
+        for t in ids:
+            if not 0 <= t < len(graph.tensors):
+                raise GraphError(f"graph {graph.name!r} names tensor {t} as {kind}; it has {len(graph.tensors)} tensors")
+    for t in graph.inputs:
+        s = graph.storages[graph.tensors[t].storage]
+        if definer[t] != -1:
+            raise GraphError(f"graph input {t} is an output of node {definer[t]} ({graph.nodes[definer[t]].op})")
+        if s.role != "input":
+            raise GraphError(f"graph input {t} lies on storage {s.id} with role {s.role!r}; graph inputs have role 'input'")
+    for t in graph.outputs:
+        s = graph.storages[graph.tensors[t].storage]
+        if definer[t] == -1 and s.role == "activation":
+            raise GraphError(f"graph output {t} is an activation that no node defines")
+    if graph.released and len(graph.released) != len(graph.storages):
+        raise GraphError(f"graph {graph.name!r} has {len(graph.released)} release entries for {len(graph.storages)} storages")
