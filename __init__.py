@@ -31,37 +31,51 @@ try:
 except PackageNotFoundError:
     __version__ = "0+unknown"
 
-_HOMES = {
-    "Analysis": ".analysis",
-    "analyze": ".analysis",
-    "count": ".compiler.count",
-    "NeaptideError": ".compiler.errors",
-    "Graph": ".compiler.graph",
-    "GraphBuilder": ".compiler.graph",
-    "Node": ".compiler.graph",
-    "Storage": ".compiler.graph",
-    "Tensor": ".compiler.graph",
-    "trace": ".compiler.trace",
-    "Plan": ".passes.allocate",
-    "allocate": ".passes.allocate",
-    "allocate_lifetimes": ".passes.allocate",
-    "execute_in_arena": ".passes.execute",
-    "peak_formula": ".passes.formula",
-    "inplace": ".passes.inplace",
-    "Lifetimes": ".passes.liveness",
-    "eager_liveness": ".passes.liveness",
-    "liveness": ".passes.liveness",
-    "Schedule": ".passes.schedule",
-    "schedule": ".passes.schedule",
-}
-_ROOMS = ("compiler", "passes", "targets", "search", "report", "testing")
+__all__ = [
+    "Analysis",
+    "Graph",
+    "GraphBuilder",
+    "Lifetimes",
+    "NeaptideError",
+    "Node",
+    "Plan",
+    "Schedule",
+    "Storage",
+    "Tensor",
+    "__version__",
+    "allocate",
+    "allocate_lifetimes",
+    "analyze",
+    "count",
+    "eager_liveness",
+    "execute_in_arena",
+    "inplace",
+    "liveness",
+    "peak_formula",
+    "schedule",
+    "trace",
+]
 
-__all__ = [*sorted(_HOMES), "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
+_HOMES = {
+    ".analysis": ("Analysis", "analyze"),
+    ".compiler.count": ("count",),
+    ".compiler.errors": ("NeaptideError",),
+    ".compiler.graph": ("Graph", "GraphBuilder", "Node", "Storage", "Tensor"),
+    ".compiler.trace": ("trace",),
+    ".passes.allocate": ("Plan", "allocate", "allocate_lifetimes"),
+    ".passes.execute": ("execute_in_arena",),
+    ".passes.formula": ("peak_formula",),
+    ".passes.inplace": ("inplace",),
+    ".passes.liveness": ("Lifetimes", "eager_liveness", "liveness"),
+    ".passes.schedule": ("Schedule", "schedule"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+_ROOMS = ("compiler", "passes", "targets", "search", "report", "testing")
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOMES:
-        value = getattr(import_module(_HOMES[name], __name__), name)
+    if name in _HOME_OF:
+        value = getattr(import_module(_HOME_OF[name], __name__), name)
         globals()[name] = value
         return value
     if name in _ROOMS:
@@ -70,4 +84,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES, *_ROOMS})
+    return sorted({*globals(), *_HOME_OF, *_ROOMS})
