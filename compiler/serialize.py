@@ -25,7 +25,7 @@ def dumps(graph: Graph, *, indent: int | None = None) -> str:
         "format": FORMAT,
         "version": VERSION,
         "name": graph.name,
-        "meta": _encode(dict(graph.meta)),
+        "meta": encode_attrs(dict(graph.meta)),
         "storages": [[s.nbytes, s.role, s.name] for s in graph.storages],
         "tensors": [
             [t.storage, t.dtype, list(t.shape), t.offset, None if t.strides is None else list(t.strides), t.name] for t in graph.tensors
@@ -106,7 +106,7 @@ def _node_fields(node: Node) -> dict[str, Any]:
     if node.writes:
         fields["writes"] = list(node.writes)
     if node.attrs:
-        fields["attrs"] = _encode(dict(node.attrs))
+        fields["attrs"] = encode_attrs(dict(node.attrs))
     if node.scope:
         fields["scope"] = node.scope
     if node.source:
@@ -150,7 +150,7 @@ def _from_document(doc: Mapping[str, Any], name: str) -> Graph:
         where = f"nodes[{i}]"
         if not isinstance(row, Mapping):
             raise FormatError(f"{where} is a {type(row).__name__}, expected an object")
-        attrs = _decode(row.get("attrs", {}), where)
+        attrs = decode_attrs(row.get("attrs", {}), where)
         if not isinstance(attrs, dict):
             raise FormatError(f"{where}.attrs is not an object")
         nodes.append(
@@ -171,7 +171,7 @@ def _from_document(doc: Mapping[str, Any], name: str) -> Graph:
         None if r is None else read.whole(r, f"released[{i}]")
         for i, r in enumerate(read.items(doc, "released") if "released" in doc else [])
     )
-    meta = _decode(doc.get("meta", {}), "meta")
+    meta = decode_attrs(doc.get("meta", {}), "meta")
     if not isinstance(meta, dict):
         raise FormatError("meta is not an object")
     return Graph(
@@ -186,15 +186,16 @@ def _from_document(doc: Mapping[str, Any], name: str) -> Graph:
     ).check()
 
 
-def _encode(value: Any) -> Any:
+def encode_attrs(value: Any) -> Any:
+    """`Node.attrs`, or any part of them, as JSON values."""
     if isinstance(value, Ref):
         return {"$ref": value.index}
     if isinstance(value, Atom):
         return {"$atom": [value.kind, value.value]}
     if isinstance(value, (list, tuple)):
-        return [_encode(item) for item in value]
+        return [encode_attrs(item) for item in value]
     if isinstance(value, Mapping):
-        return {str(key): _encode(item) for key, item in value.items()}
+        return {str(key): encode_attrs(item) for key, item in value.items()}
     if isinstance(value, float) and (value != value or value in (float("inf"), float("-inf"))):
         return {"$atom": ["float", repr(value)]}
     if isinstance(value, bytes):
@@ -202,9 +203,10 @@ def _encode(value: Any) -> Any:
     return value
 
 
-def _decode(value: Any, where: str) -> Any:
+def decode_attrs(value: Any, where: str) -> Any:
+    """The inverse of `encode_attrs`; `FormatError`s begin with `where`."""
     if isinstance(value, list):
-        return [_decode(item, where) for item in value]
+        return [decode_attrs(item, where) for item in value]
     if isinstance(value, dict):
         if len(value) == 1 and "$ref" in value:
             if not isinstance(value["$ref"], int):
@@ -215,7 +217,7 @@ def _decode(value: Any, where: str) -> Any:
             if not (isinstance(pair, list) and len(pair) == 2 and all(isinstance(x, str) for x in pair)):
                 raise FormatError(f"{where}: $atom is {pair!r}, expected [kind, value]")
             return Atom(pair[0], pair[1])
-        return {key: _decode(item, where) for key, item in value.items()}
+        return {key: decode_attrs(item, where) for key, item in value.items()}
     return value
 
 
