@@ -80,7 +80,7 @@ def finish(
     if json_path:
         document = {
             "name": name,
-            "command": "python -m " + " ".join([_module_name(), *[a for a in sys.argv[1:]]]),
+            "command": "python -m " + " ".join([_module_name(), *_shown(sys.argv[1:])]),
             "environment": environment(threads),
             "figures": [asdict(f) for f in figures],
             "columns": list(columns),
@@ -95,6 +95,19 @@ def finish(
 def _module_name() -> str:
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     return spec.name if spec else Path(sys.argv[0]).name
+
+
+def _shown(arguments: Sequence[str]) -> list[str]:
+    """The command line without `--json PATH`, which changes nothing about the figures."""
+    kept, skip = [], False
+    for argument in arguments:
+        if skip:
+            skip = False
+        elif argument == "--json":
+            skip = True
+        else:
+            kept.append(argument)
+    return kept
 
 
 def _cpu_model() -> str:

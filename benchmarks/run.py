@@ -1,0 +1,103 @@
+"""`make bench`: run every figure, one after another on a quiet machine, and write docs/results.md from that one run.
+
+`python -m benchmarks.run [--quick] [--only NAME ...] [--out docs/results.md]`. Exits 1 when a figure is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+
+BENCHMARKS = {
+    "order": "Orders: proven optima on the public graphs",
+    "arena": "Offsets: arena over its lower bound",
+    "flops": "FLOPs against hand counts",
+    "trace_time": "Trace time against torch.export",
+    "trace_zoo": "Models traced",
+    "eager_peak": "Eager peak against the profiler, inference",
+    "training_peak": "Eager peak against the profiler, training",
+    "formula": "Peaks as formulas",
+    "execute": "Execution in the arena against eager",
+    "fuzz": "Property tests against brute force",
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="reduced runs, for a look; the page says so")
+    parser.add_argument("--only", nargs="+", choices=sorted(BENCHMARKS), help="just these")
+    parser.add_argument("--out", default=str(ROOT / "docs" / "results.md"))
+    options = parser.parse_args()
+    results: list[dict[str, Any]] = []
+    for name in options.only or BENCHMARKS:
+        results.append(_run(name, options.quick))
+        _write(Path(options.out), results, options.quick)
+    missed = [f for r in results for f in r["figures"] if not f["reached"]]
+    broken = [r["name"] for r in results if not r["figures"]]
+    print(
+        f"{sum(len(r['figures']) for r in results)} figures, {len(missed)} missed, {len(broken)} benchmarks without a result: {options.out}"
+    )
+    return 1 if missed or broken else 0
+
+
+def _run(name: str, quick: bool) -> dict[str, Any]:
+    print(f"== {BENCHMARKS[name]}", flush=True)
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "result.json"
+        command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(path), *(["--quick"] if quick else [])]
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode
+        if path.exists():
+            result = json.loads(path.read_text())
+        else:
+            result = {"name": name, "figures": [], "columns": [], "rows": [], "notes": [f"ended with exit code {code} and no result"]}
+    result["title"] = BENCHMARKS[name]
+    result["seconds"] = round(time.perf_counter() - started, 1)
+    return result
+
+
+def _write(path: Path, results: list[dict[str, Any]], quick: bool) -> None:
+    lines = [
+        "# Results",
+        "",
+        f"Written by `make bench` on {datetime.date.today().isoformat()}, every figure from one run"
+        + (" **of reduced size (`--quick`)**." if quick else "."),
+        "Peaks and counts are exact; times are wall-clock on a shared machine, so ratios taken side by side matter more than seconds.",
+        "",
+    ]
+    environments = [r["environment"] for r in results if r.get("environment")]
+    if environments:
+        e = max(environments, key=lambda e: len(e["versions"]))
+        isa = next((x["isa"] for x in environments if x["isa"]), "")
+        versions = ", ".join(f"{k} {v}" for k, v in e["versions"].items())
+        lines += [f"Machine: {e['cpu']}, {e['cores']} cores{f', {isa}' if isa else ''}; Python {e['python']}; {versions}.", ""]
+    lines += ["| figure | to reach | got | | beside it |", "| --- | --- | --- | --- | --- |"]
+    for r in results:
+        for f in r["figures"]:
+            lines.append(_row([f["what"], f["reach"], f["got"], "reached" if f["reached"] else "**missed**", f["peer"]]))
+    for r in results:
+        lines += ["", f"## {r['title']}", ""]
+        if r.get("command"):
+            threads = r["environment"]["threads"]
+            lines += [f"`{r['command']}`: {r['seconds']} s, threads: {threads}.", ""]
+        lines += [f"{note}\n" for note in r.get("notes", [])]
+        if r["rows"]:
+            lines += [_row(r["columns"]), _row(["---"] * len(r["columns"])), *map(_row, r["rows"])]
+    path.write_text("\n".join(lines) + "\n")
+
+
+def _row(cells: list[Any]) -> str:
+    return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
