@@ -1,0 +1,329 @@
+"""The kernel oracle: what each operator allocates inside itself, measured once and remembered.
+
+Fake tensors tell every shape but not what a CPU kernel takes for itself: reordered weights, im2col buffers, reduction
+temporaries, the opaque state an LSTM saves. Each distinct signature (op, shapes, strides, dtypes, scalars, grad mode) is run
+alone once in another process on real tensors of safe content; the profiler says how many bytes were alive inside it and how
+large its results' storages truly are. Answers depend on the torch version, the instruction set and the thread count, and are
+remembered under all of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .errors import NeaptideError
+from .graph import Graph, Node
+from .oracle_cache import KernelCache, Measurement
+from .serialize import encode_attrs
+from .wellformed import tensor_extent
+
+START_SECONDS = 180.0
+
+Progress = Callable[[int, int], None]
+
+_ALLOCATION_FREE = frozenset(("aten._local_scalar_dense.default", "aten.item.default", "aten.set_.source_Storage"))
+_TUNING_VARIABLES = ("ATEN_CPU_CAPABILITY", "DNNL_", "ONEDNN_", "MKL_", "OMP_", "KMP_")
+
+
+@dataclass(frozen=True, slots=True)
+class KernelEnvironment:
+    """Everything besides its signature that a kernel's allocations depend on."""
+
+    torch: str
+    isa: str
+    processor: str
+    threads: int
+    tuning: tuple[str, ...] = ()
+
+    @classmethod
+    def current(cls, threads: int | None = None) -> KernelEnvironment:
+        """This process's torch on this machine; `threads` None means torch's own count."""
+        import torch
+
+        tuning = tuple(sorted(f"{k}={v}" for k, v in os.environ.items() if k.startswith(_TUNING_VARIABLES) and "NUM_THREADS" not in k))
+        count = torch.get_num_threads() if threads is None else int(threads)
+        return cls(torch.__version__, torch.backends.cpu.get_cpu_capability(), _processor(), count, tuning)
+
+    def key(self, signature: str) -> str:
+        """Digest under which a measurement of `signature` is remembered."""
+        text = "\n".join((signature, self.torch, self.isa, self.processor, str(self.threads), *self.tuning))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_workspace(
+    graph: Graph,
+    *,
+    threads: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    timeout: float = 60.0,
+    memory_limit: int | None = None,
+    progress: Progress | None = None,
+) -> Graph:
+    """`graph` with each node's `workspace` and the true sizes of the storages its nodes give birth to, both in bytes.
+
+    `threads`: intra-op threads the kernels would run with (torch's count if None). `cache_dir`: where measurements are
+    remembered (`$NEAPTIDE_CACHE`, else the user's cache folder). `timeout`: seconds one kernel may take. `memory_limit`: bytes
+    of arguments and results above which a kernel is not run (a third of the free memory if None). `progress(done, total)` is
+    called as missing kernels are measured. Kernels that cannot be measured keep workspace 0 and are listed with the reason in
+    `meta["kernels"]["unmeasured"]`. Graphs that are not torch CPU graphs come back unchanged but for that entry.
+    """
+    if threads is not None and threads < 1:
+        raise NeaptideError(f"threads is {threads}; a kernel runs with one thread or more")
+    signatures = {node.id: text for node in graph.nodes if (text := kernel_signature(graph, node)) is not None}
+    device = str(graph.meta.get("device", "cpu"))
+    if not device.startswith("cpu"):
+        reason = f"kernels of {device} are not measured"
+        return _with_facts(graph, {"measured": 0, "unmeasured": {graph.nodes[v].op: reason for v in signatures}})
+    if not signatures:
+        return _with_facts(graph, {"measured": 0, "unmeasured": {}})
+    environment = KernelEnvironment.current(threads)
+    limit = _free_memory() // 3 if memory_limit is None else int(memory_limit)
+    known: dict[str, Measurement] = {}
+    wanted: dict[str, str] = {}
+    for v, text in signatures.items():
+        if text in known or text in wanted:
+            continue
+        need = _tensor_bytes(graph, graph.nodes[v])
+        if need > limit:
+            known[text] = Measurement(reason=f"its tensors take {need:,} B, more than the limit of {limit:,} B")
+        else:
+            wanted[text] = environment.key(text)
+    known |= _remembered_or_measured(wanted, environment, cache_dir, timeout, limit, progress)
+    facts = {
+        "threads": environment.threads,
+        "isa": environment.isa,
+        "torch": environment.torch,
+        "processor": environment.processor,
+        "measured": sum(not m.reason for m in known.values()),
+        "unmeasured": {graph.nodes[v].op: known[text].reason for v, text in signatures.items() if known[text].reason},
+    }
+    return _with_facts(_apply(graph, {v: known[text] for v, text in signatures.items()}), facts)
+
+
+def kernel_signature(graph: Graph, node: Node) -> str | None:
+    """Canonical JSON of what `node` runs and on what, or None if it is no torch kernel or only makes views."""
+    if node.op.count(".") != 2 or "args" not in node.attrs or node.op in _ALLOCATION_FREE or graph.is_view(node):
+        return None
+    tensors = [graph.tensors[t] for t in node.inputs]
+    return json.dumps(
+        {
+            "op": node.op,
+            "args": encode_attrs(node.attrs["args"]),
+            "kwargs": encode_attrs(node.attrs.get("kwargs", {})),
+            "tensors": [[list(t.shape), None if t.strides is None else list(t.strides), t.dtype] for t in tensors],
+            "grad": bool(node.attrs.get("grad", False)),
+        },
+        sort_keys=True,
+        separators=(",", ":"),
+    )
+
+
+def _apply(graph: Graph, measured: Mapping[int, Measurement]) -> Graph:
+    """The graph with sizes and workspaces from `measured`, by node id."""
+    storages = list(graph.storages)
+    extents = [0] * len(storages)
+    for t in graph.tensors:
+        extents[t.storage] = max(extents[t.storage], tensor_extent(t))
+    nodes = list(graph.nodes)
+    for v, kernel in measured.items():
+        if kernel.reason:
+            continue
+        node = graph.nodes[v]
+        born = [graph.tensors[t].storage for t in node.outputs]
+        if len(born) == len(kernel.outputs):
+            for s, nbytes in zip(born, kernel.outputs, strict=True):
+                if nbytes is not None and graph.birth[s] == v and nbytes >= extents[s]:
+                    storages[s] = replace(storages[s], nbytes=nbytes)
+        at_birth = sum(storages[s].nbytes for s in set(born) if graph.birth[s] == v)
+        nodes[v] = replace(node, workspace=max(0, kernel.inner - at_birth))
+    return replace(graph, nodes=tuple(nodes), storages=tuple(storages))
+
+
+def _with_facts(graph: Graph, facts: dict[str, Any]) -> Graph:
+    return replace(graph, meta={**graph.meta, "kernels": facts})
+
+
+# ---- measuring what is not remembered --------------------------------------------------------------------------------------
+
+
+def _remembered_or_measured(
+    wanted: Mapping[str, str],
+    environment: KernelEnvironment,
+    cache_dir: str | os.PathLike[str] | None,
+    timeout: float,
+    memory_limit: int,
+    progress: Progress | None,
+) -> dict[str, Measurement]:
+    """Measurements by signature; `wanted` maps signatures to cache keys."""
+    cache = KernelCache(cache_dir)
+    try:
+        known = cache.get(wanted.values(), limit_s=timeout)
+        found = {text: known[key] for text, key in wanted.items() if key in known}
+        missing = [text for text in wanted if text not in found]
+        for text, measurement, permanent in measure_kernels(missing, environment.threads, timeout, memory_limit):
+            found[text] = measurement
+            if permanent:
+                stopped = {wanted[text]: timeout} if measurement.reason.startswith("took longer") else {}
+                cache.put({wanted[text]: text}, {wanted[text]: measurement}, limits=stopped)
+            if progress is not None:
+                progress(len(found) - (len(wanted) - len(missing)), len(missing))
+        return found
+    finally:
+        cache.close()
+
+
+def measure_kernels(
+    signatures: Iterable[str], threads: int, timeout: float = 60.0, memory_limit: int = 4 << 30
+) -> Iterable[tuple[str, Measurement, bool]]:
+    """Run each signature in a worker process; yields it, its measurement, and whether the answer will be the same next time.
+
+    One worker serves all; no signature, no worker. A signature on which the worker ends is tried again first thing in a fresh
+    one, and is called unmeasurable only if that one ends too, so that an earlier kernel's damage is not blamed on a later one.
+    """
+    pending = list(signatures)
+    fresh = None
+    while pending:
+        with Worker(threads, memory_limit) as worker:
+            while pending:
+                text = pending[0]
+                answer = worker.ask(text, timeout)
+                if isinstance(answer, dict):
+                    pending.pop(0)
+                    yield text, _measurement(answer), "not found here" not in answer.get("reason", "")
+                    continue
+                if answer.startswith("took longer") or fresh == text:
+                    pending.pop(0)
+                    yield text, Measurement(reason=answer), True
+                fresh = text
+                break
+
+
+def _measurement(answer: Mapping[str, Any]) -> Measurement:
+    if "reason" in answer:
+        return Measurement(reason=str(answer["reason"]))
+    return Measurement(int(answer["inner"]), tuple(answer["outputs"]))
+
+
+class Worker:
+    """The process that runs kernels; leaving the `with` block ends it, whatever happened inside."""
+
+    def __init__(self, threads: int, memory_limit: int):
+        paths = os.pathsep.join(p for p in sys.path if p and Path(p).is_dir())
+        module = f"{__package__}.oracle_worker"
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", module, str(threads), str(memory_limit)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"},
+        )
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        threading.Thread(target=self._read, daemon=True).start()
+        self._ready = False
+
+    def __enter__(self) -> Worker:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            assert stream is not None
+            try:
+                stream.close()
+            except BrokenPipeError:
+                continue
+
+    def ask(self, signature: str, timeout: float) -> dict[str, Any] | str:
+        """The worker's answer, or the reason why there is none: it ended, or it took longer than `timeout` seconds."""
+        self._wait_until_ready()
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(signature + "\n")
+            self._process.stdin.flush()
+            line = self._lines.get(timeout=timeout)
+        except BrokenPipeError:
+            line = None
+        except queue.Empty:
+            return f"took longer than {timeout:g} s"
+        if line is None:
+            return _ended(self._process.wait())
+        return json.loads(line)
+
+    def _wait_until_ready(self) -> None:
+        if self._ready:
+            return
+        try:
+            self._ready = self._lines.get(timeout=START_SECONDS) is not None
+        except queue.Empty:
+            raise NeaptideError(
+                f"the kernel oracle's process did not start within {START_SECONDS:g} s; try again on a quieter machine"
+            ) from None
+        if not self._ready:
+            raise NeaptideError(f"the kernel oracle's process did not start (exit status {self._process.wait()}): is torch importable?")
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        try:
+            for line in self._process.stdout:
+                self._lines.put(line)
+        except ValueError:  # closed by __exit__ while this thread was reading
+            return
+        finally:
+            self._lines.put(None)
+
+
+def _ended(status: int) -> str:
+    if status >= 0:
+        return f"its process ended with status {status}"
+    try:
+        return f"its process was ended by {signal.Signals(-status).name}"
+    except ValueError:
+        return f"its process was ended by signal {-status}"
+
+
+# ---- the machine -------------------------------------------------------------------------------------------------------------
+
+
+def _tensor_bytes(graph: Graph, node: Node) -> int:
+    """Bytes of the real tensors a run of `node` alone needs."""
+    arguments = sum(tensor_extent(graph.tensors[t]) - graph.tensors[t].offset for t in node.inputs if graph.tensors[t].numel)
+    results = {graph.tensors[t].storage for t in node.outputs}
+    return arguments + sum(graph.storages[s].nbytes for s in results if graph.birth[s] == node.id)
+
+
+def _processor() -> str:
+    """The processor's model name: kernels choose blockings by its caches as well as by its instruction set."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as stream:
+            names = [line.partition(":")[2].strip() for line in stream if line.startswith("model name")]
+    except OSError:
+        names = []
+    import platform
+
+    return f"{names[0] if names else platform.processor()} {platform.machine()}".strip()
+
+
+def _free_memory() -> int:
+    """Bytes of memory that can be used without swapping; 4 GiB where the system does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as stream:
+            for line in stream:
+                if line.startswith("MemAvailable:"):
+                    return int(line.split()[1]) * 1024
+    except (OSError, ValueError):
+        return 4 << 30
+    return 4 << 30

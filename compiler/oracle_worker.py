@@ -1,0 +1,180 @@
+"""The kernel oracle's other process: runs single kernels on real tensors and tells what they allocated.
+
+`python -m neaptide.compiler.oracle_worker THREADS MEMORY_LIMIT` reads one signature (JSON) a line and answers each with one line.
+A kernel given wrong content may end the process; the parent then knows which one it was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
+
+from .args import call_args, operator
+from .serialize import decode_attrs
+
+WARM_UP_SECONDS = 0.25
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    threads, memory_limit = int(sys.argv[1]), int(sys.argv[2])
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    import torch
+
+    torch.set_num_threads(threads)
+    _limit_memory(memory_limit)
+    serve(sys.stdin, answers)
+
+
+def serve(requests: TextIO, answers: TextIO) -> None:
+    """Answer each request line with `{"inner", "outputs"}` or `{"reason"}`."""
+    answers.write("ready\n")
+    answers.flush()
+    for line in requests:
+        try:
+            answer = measure(json.loads(line))
+        except Exception as error:  # whatever a kernel raises is the answer about that kernel
+            answer = {"reason": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"[:300]}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+def measure(signature: dict[str, Any]) -> dict[str, Any]:
+    """Peak bytes allocated inside one call, and the storage sizes of what it returns.
+
+    Cheap kernels run twice and the second run counts: a model is profiled warm, too.
+    Integers are first zeros (in range for every index), then ones (for lengths and divisors) if zeros are refused.
+    """
+    try:
+        return _measure(signature, integers=0)
+    except (RuntimeError, ValueError, IndexError):
+        return _measure(signature, integers=1)
+
+
+def _measure(signature: dict[str, Any], integers: int) -> dict[str, Any]:
+    import torch
+
+    op = operator(signature["op"])
+    tensors = [_tensor(*spec, integers=integers) for spec in signature["tensors"]]
+    args, kwargs = call_args(
+        {"args": decode_attrs(signature["args"], "args"), "kwargs": decode_attrs(signature["kwargs"], "kwargs")}, tensors
+    )
+    prepare = _PREPARE.get(signature["op"])
+    with torch.set_grad_enabled(signature["grad"]):
+        if prepare is not None:
+            args = prepare(args)
+        arguments = {t.untyped_storage().data_ptr() for t in _leaves((args, kwargs))}
+        began = time.perf_counter()
+        result, events = allocations(lambda: op(*args, **kwargs))
+        if time.perf_counter() - began < WARM_UP_SECONDS:
+            del result
+            result, events = allocations(lambda: op(*args, **kwargs))
+    outputs = []
+    for t in _leaves(result):
+        storage = t.untyped_storage()
+        outputs.append(None if storage.nbytes() and storage.data_ptr() in arguments else storage.nbytes())
+    return {"inner": peak(events), "outputs": outputs}
+
+
+def allocations(call: Callable[[], Any]) -> tuple[Any, list[tuple[int, int, int]]]:
+    """What `call` returns, and the CPU allocator's events during it, in time order: (nanoseconds, bytes, address); frees are negative."""
+    from torch._C._profiler import _EventType
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = call()
+    assert profiler.profiler is not None and profiler.profiler.kineto_results is not None
+    kind = _EventType.Allocation
+    events: list[tuple[int, int, int]] = []
+    stack = list(profiler.profiler.kineto_results.experimental_event_tree())
+    while stack:
+        event = stack.pop()
+        if event.tag == kind:
+            fields: Any = event.extra_fields
+            events.append((event.start_time_ns, fields.alloc_size, fields.ptr))
+        stack.extend(event.children)
+    events.sort(key=lambda event: event[0])
+    return result, events
+
+
+def peak(events: list[tuple[int, int, int]]) -> int:
+    """Most bytes alive at once among those allocated by `events`; frees of older memory are no gain."""
+    live = highest = 0
+    alive: dict[int, int] = {}
+    for _, size, address in events:
+        if size > 0:
+            alive[address] = size
+            live += size
+            highest = max(highest, live)
+        else:
+            live -= alive.pop(address, 0)
+    return highest
+
+
+def _tensor(shape: list[int], strides: list[int] | None, dtype: str, *, integers: int) -> Any:
+    """A tensor of safe content: floats in [0.5, 1), integers all `integers`, booleans all true (masks then keep everything)."""
+    import torch
+
+    kind = getattr(torch, dtype)
+    if strides is None:
+        strides = list(torch.empty(shape, device="meta").stride())
+    span = 0 if 0 in shape else 1 + sum((d - 1) * s for d, s in zip(shape, strides, strict=True))
+    if kind == torch.bool:
+        flat = torch.ones(span, dtype=kind)
+    elif kind.is_complex or (kind.is_floating_point and kind.itemsize > 1):
+        flat = torch.empty(span, dtype=kind)
+        (torch.view_as_real(flat) if kind.is_complex else flat).uniform_(0.5, 1.0)
+    elif kind.is_floating_point:
+        flat = torch.full((span,), 0.5).to(kind)
+    else:
+        flat = torch.full((span,), integers, dtype=kind)
+    return flat.as_strided(shape, strides)
+
+
+def _leaves(value: Any) -> Iterator[Any]:
+    """Tensors inside nested tuples, lists and dicts, in order."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        for item in value.values():
+            yield from _leaves(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _leaves(item)
+
+
+def _rnn_backward_arguments(args: list[Any]) -> list[Any]:
+    """oneDNN's LSTM backward reads the opaque workspace its forward wrote: anything else there ends the process."""
+    import torch
+
+    inputs, weights, states = args[0], args[1:5], args[5:7]
+    reverse, mode, hidden, layers, biased, _train, bidirectional, batch_sizes, batch_first = args[13:22]
+    forward = (inputs, *weights, *states, reverse, batch_sizes, mode, hidden, layers, biased, bidirectional, batch_first, True)
+    with torch.enable_grad():
+        output, hy, cy, workspace = torch.ops.aten.mkldnn_rnn_layer.default(*forward)
+    return [*args[:7], output, hy, cy, *args[10:22], workspace, *args[23:]]
+
+
+_PREPARE: dict[str, Callable[[list[Any]], list[Any]]] = {"aten.mkldnn_rnn_layer_backward.default": _rnn_backward_arguments}
+
+
+def _limit_memory(nbytes: int) -> None:
+    """Make the allocator fail, rather than the machine swap, when a kernel wants more than `nbytes`."""
+    if sys.platform != "linux":
+        return
+    import resource
+
+    with open("/proc/self/statm", encoding="ascii") as stream:
+        mapped = int(stream.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (mapped + nbytes + (2 << 30), resource.RLIM_INFINITY))
+
+
+if __name__ == "__main__":
+    main()
