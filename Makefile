@@ -63,8 +63,8 @@ distclean: clean
 # The link lets pyright find the package by its name: the root folder is the package, whatever it is called.
 define install
 	$(1)/bin/$(PIP) pip setuptools wheel
-	$(1)/bin/$(PIP) --retries 1 --extra-index-url $(TORCH_INDEX) torch $(3)
-	$(1)/bin/$(PIP) --no-build-isolation -e '.[$(2)]' $(4)
+	$(1)/bin/$(PIP) --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) torch $(3)
+	PYTHONWARNINGS=ignore $(1)/bin/$(PIP) --no-build-isolation -e '.[$(2)]' $(4)
 	mkdir -p .venv/src && ln -sfn ../.. .venv/src/neaptide
 	echo '$(CURDIR)' > $(1)/.ready
 endef

@@ -28,7 +28,7 @@ from .errors import OrderError
 if TYPE_CHECKING:
     import networkx
 
-ROLES = ("input", "parameter", "buffer", "constant", "activation", "gradient", "optimizer_state")
+ROLES: tuple[str, ...] = ("input", "parameter", "buffer", "constant", "activation", "gradient", "optimizer_state")
 EXTERNAL_ROLES = frozenset(("input", "parameter", "buffer", "constant"))
 WEIGHT_ROLES = frozenset(("parameter", "buffer", "constant"))
 PHASES = ("forward", "backward", "optimizer")

@@ -1,0 +1,86 @@
+"""Importing the package is quick and brings in nothing heavy; what is missing is named with the command that brings it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import subprocess
+import sys
+
+import pytest
+
+from neaptide.compiler.errors import MissingExtraError, NeaptideError
+
+BUDGET_S = 0.3
+HEAVY = ("torch", "tvm", "onnx", "onnxruntime", "numba", "networkx", "hypothesis", "optuna", "rich", "jinja2", "sympy", "numpy", "typer")
+
+
+def run_python(code: str) -> str:
+    """Standard output of `code` in a fresh interpreter."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_import_is_quick():
+    """Best of five, timed inside the interpreter: a busy machine slows a run down, never speeds it up."""
+    code = "import time; t = time.perf_counter(); import neaptide; print(time.perf_counter() - t)"
+    seconds = min(float(run_python(code)) for _ in range(5))
+    assert seconds < BUDGET_S, f"import neaptide took {seconds:.3f} s"
+
+
+def test_import_brings_in_nothing_heavy():
+    loaded = set(json.loads(run_python("import sys, json, neaptide; print(json.dumps(sorted(sys.modules)))")))
+    assert "neaptide" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_analysis_keeps_the_compiler_stack_of_torch_out():
+    """Names of the public API resolve without torch's compiler or TVM."""
+    code = """
+import sys, json, neaptide
+for name in neaptide.__all__:
+    getattr(neaptide, name)
+print(json.dumps([m for m in ("torch._dynamo", "torch._inductor", "tvm") if m in sys.modules]))
+"""
+    assert json.loads(run_python(code)) == []
+
+
+# What a caller does, and the extra that has to be installed for it.
+NEEDS_EXTRA = {
+    "onnx": ("onnx", "from neaptide.compiler.graph import Graph; Graph.from_onnx(b'')"),
+    "hypothesis": ("testing", "import neaptide.testing; neaptide.testing.graphs"),
+}
+
+
+@pytest.mark.parametrize("package", NEEDS_EXTRA)
+def test_a_missing_extra_is_named_with_its_command(package):
+    if importlib.util.find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
+    extra, use = NEEDS_EXTRA[package]
+    code = f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == {package!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+try:
+    exec({use!r})
+except ImportError as error:
+    print(type(error).__name__, error)
+"""
+    said = run_python(code)
+    assert said.startswith("MissingExtraError"), said
+    assert f"pip install 'neaptide[{extra}]'" in said
+    assert package in said
+
+
+def test_a_missing_extra_is_an_import_error_and_ours():
+    error = MissingExtraError("timm", "zoo", "SOURCE 'timm:resnet18'")
+    assert isinstance(error, ImportError)
+    assert isinstance(error, NeaptideError)
+    assert error.exit_code == 2
+    assert str(error) == "SOURCE 'timm:resnet18' needs timm, which is not installed: pip install 'neaptide[zoo]'"
