@@ -1,0 +1,112 @@
+"""Fake stand-ins for tensors and models: the right shapes, strides, dtypes, devices and aliasing, and no bytes.
+
+`Fakes` makes one fake tensor per real or meta tensor, on one fake storage per storage, so tied weights stay tied and views
+stay views. `borrowed` lends a model to the recorder with fakes in place of its tensors and gives it back as it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
+
+
+class Fakes:
+    """Fake tensors of one `FakeTensorMode`, memoized by tensor and by storage.
+
+    Tensors on the meta device get fakes on `device`; all others keep their own device unless `move` is set.
+    """
+
+    def __init__(self, mode: FakeTensorMode | None = None, device: str = "cpu", *, move: bool = False):
+        self.mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
+        self.device = torch.device(device)
+        self.move = move
+        self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._storages: dict[int, torch.UntypedStorage] = {}
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The fake that stands for `tensor`; `tensor` itself when it is a fake already."""
+        if isinstance(tensor, FakeTensor):
+            return tensor
+        known = self._fakes.get(id(tensor))
+        if known is None:
+            known = self._fakes[id(tensor)] = (tensor, self._make(tensor))
+        return known[1]
+
+    def known(self, tensor: torch.Tensor) -> torch.Tensor | None:
+        """The fake of `tensor` if one was made."""
+        known = self._fakes.get(id(tensor))
+        return known[1] if known else None
+
+    def _make(self, tensor: torch.Tensor) -> torch.Tensor:
+        if type(tensor) not in PLAIN_TENSORS or tensor.layout != torch.strided or tensor.is_quantized:
+            return self.mode.from_tensor(tensor)
+        with torch._C._DisableTorchDispatch(), torch.no_grad():
+            real = tensor.untyped_storage()
+            storage = self._storages.get(real._cdata)
+            if storage is None:
+                storage = torch.empty(real.nbytes(), dtype=torch.uint8, device="meta").untyped_storage()
+                self._storages[real._cdata] = storage
+            elem = torch.empty(0, dtype=tensor.dtype, device="meta")
+            elem.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+            for flag, set_flag in ((tensor.is_conj(), torch._C._set_conj), (tensor.is_neg(), torch._C._set_neg)):
+                if flag:
+                    set_flag(elem, True)
+        device = self.device if self.move or tensor.is_meta else tensor.device
+        elem.requires_grad_(tensor.requires_grad)
+        fake = FakeTensor(self.mode, elem, device)
+        fake.__dict__.update({flag: True for flag in ("_is_param", "_is_buffer") if getattr(tensor, flag, False)})
+        return fake
+
+
+@contextlib.contextmanager
+def borrowed(model: torch.nn.Module, fakes: Fakes) -> Iterator[None]:
+    """Inside: every tensor that a module of `model` holds is its fake. After: all is as before, whatever happened inside.
+
+    Parameters, buffers, tensor attributes and tensors in list, tuple and dict attributes are swapped. On the way out each
+    module's attributes, and the contents of its list, dict and set attributes, are put back, so modes, hooks, counters and
+    caches that the forward pass left behind are gone.
+    """
+    modules = list(model.modules())
+    saved = [_snapshot(module) for module in modules]
+    try:
+        for module in modules:
+            _swap(module, fakes)
+        yield
+    finally:
+        for module, attributes, contents in saved:
+            module.__dict__.clear()
+            module.__dict__.update(attributes)
+            for container, items in contents:
+                container.clear()
+                (container.extend if isinstance(container, list) else container.update)(items)
+
+
+def _snapshot(module: torch.nn.Module) -> tuple[torch.nn.Module, dict[str, Any], list[tuple[Any, Any]]]:
+    attributes = dict(module.__dict__)
+    contents = [(value, type(value)(value)) for value in attributes.values() if type(value) in (list, dict, set)]
+    contents += [(value, dict(value)) for value in attributes.values() if isinstance(value, dict) and type(value) is not dict]
+    return module, attributes, contents
+
+
+def _swap(module: torch.nn.Module, fakes: Fakes) -> None:
+    tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+    for table in tables:
+        for name, tensor in table.items():
+            if tensor is not None:
+                table[name] = fakes.of(tensor)
+    attributes = module.__dict__
+    for name, value in list(attributes.items()):
+        if name in ("_parameters", "_buffers", "_modules"):
+            continue
+        if isinstance(value, torch.Tensor):
+            attributes[name] = fakes.of(value)
+        elif type(value) in (list, tuple) and any(isinstance(item, torch.Tensor) for item in value):
+            attributes[name] = type(value)(fakes.of(item) if isinstance(item, torch.Tensor) else item for item in value)
+        elif type(value) is dict and any(isinstance(item, torch.Tensor) for item in value.values()):
+            attributes[name] = {k: fakes.of(v) if isinstance(v, torch.Tensor) else v for k, v in value.items()}

@@ -1,0 +1,421 @@
+"""The recorder: a dispatch mode that turns the aten ops of a run into a Graph.
+
+It sees every aten op as it is dispatched: order, shapes, dtypes, aliasing (identity of untyped storages), writes (from the op's
+schema), and the moment each storage dies (weak references). Under a `FakeTensorMode` nothing is computed or allocated; without
+one a real run is recorded by the same class.
+
+How to drive it::
+
+    fakes = Fakes()
+    recorder = Recorder("net", fakes=fakes)            # fakes=None records a real run
+    for name, p in model.named_parameters():           # before the run: what is there already
+        recorder.external(fakes.of(p), "parameter", name, value=p)
+    x = recorder.input(fakes.of(x_real), "x")
+    with borrowed(model, fakes), fakes.mode, recorder, recorder.scopes(model):
+        y = model(x)
+        recorder.phase = "backward"                    # later nodes carry this phase
+        y.sum().backward()
+    recorder.set_role(p.grad, "gradient", name)        # roles of storages may be set until the end, while the tensor lives
+    recorder.output(y)
+    graph = recorder.finish(frontend="recorder")
+
+`finish` stops the watch on deaths, so the graph's `released` says None for what is still held then. `node_id` is the id that
+the next node gets, `started` that of the last node that has started. `event` adds a node for memory that dispatch does not show.
+Sizes that are symbolic go through `concrete` (default int); `sizes[storage id]` keeps the unconverted number of bytes.
+`answer(func, args, kwargs)`, when given, is asked before each op and may return its result instead of `NotImplemented`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from .args import dtype_name, encode
+from .errors import TraceError
+from .fake import Fakes
+from .graph import Graph, GraphBuilder, Ref
+
+TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+RNG_NAME = "rng state"
+DROPPED_NAMESPACES = frozenset(("prim", "prims", "profiler"))
+LIFTS = frozenset(("aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift.default"))
+# Ops that write arguments which their schema does not mark: argument positions, and the position of the flag that says so.
+UNMARKED_WRITES = {
+    "aten.native_batch_norm.default": ((3, 4), 5),
+    "aten.cudnn_batch_norm.default": ((3, 4), 5),
+    "aten.miopen_batch_norm.default": ((3, 4), 5),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class OpInfo:
+    """What the schema of one operator says: `writes` are (position, name) of mutated arguments; `dropout` of a dropout probability."""
+
+    name: str
+    dropped: bool
+    writes: tuple[tuple[int, str], ...]
+    random: bool
+    dropout: tuple[int, str] | None
+    lift: bool
+
+
+def op_info(func: Any) -> OpInfo:
+    """Facts of one operator overload."""
+    name = str(func)
+    arguments = func._schema.arguments
+    writes = tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
+    dropout = next(((i, a.name) for i, a in enumerate(arguments) if a.name in ("dropout_p", "dropout")), None)
+    random = torch.Tag.nondeterministic_seeded in func.tags
+    return OpInfo(name, func.namespace in DROPPED_NAMESPACES, writes, random, dropout, name in LIFTS)
+
+
+class Recorder(TorchDispatchMode):
+    """Records dispatched aten ops; see the module's text for how to drive it."""
+
+    def __init__(
+        self,
+        name: str = "graph",
+        *,
+        fakes: Fakes | None = None,
+        concrete: Callable[[Any], Any] = int,
+        answer: Callable[..., Any] | None = None,
+        sources: bool = True,
+    ):
+        super().__init__()
+        self.builder = GraphBuilder(name)
+        self.fakes = fakes
+        self.concrete = concrete
+        self.answer = answer
+        self.phase = "forward"
+        self.started = -1
+        self.sizes: list[Any] = []
+        self.roles: list[str] = []
+        self.names: list[str] = []
+        self.random_ops: dict[str, int] = {}
+        self._sources = sources
+        self._scope: list[str] = [""]
+        self._released: list[int | None] = []
+        self._watch: dict[int, tuple[weakref.ref, int]] = {}
+        self._tensors: dict[int, tuple[weakref.ref, int, int]] = {}
+        self._windows: dict[tuple, int] = {}
+        self._kept: list[Any] = []
+        self._infos: dict[Any, OpInfo] = {}
+        self._user_code: dict[Any, bool | None] = {}
+        self._rng: int | None = None
+        self._watching = True
+
+    # ---- what exists before the run -----------------------------------------------------------------------------
+
+    @property
+    def node_id(self) -> int:
+        """Id of the next node."""
+        return len(self.builder.nodes)
+
+    def external(self, tensor: torch.Tensor, role: str, name: str = "", *, value: Any = None) -> torch.Tensor:
+        """Declare a tensor whose bytes exist before the run; returns it. `value`: the real tensor, kept in `Graph.values`."""
+        known = self.tensor_id(tensor)
+        if known is None:
+            known = self._define(tensor, role, name)
+        if value is not None:
+            self.builder.values.setdefault(known, value)
+        return tensor
+
+    def input(self, tensor: torch.Tensor, name: str = "", *, value: Any = None) -> torch.Tensor:
+        """Declare a graph input; returns it. A tensor given twice becomes two input tensors on one storage."""
+        tid = self._define(tensor, "input", name)
+        self.builder.inputs.append(tid)
+        if value is not None:
+            self.builder.values[tid] = value
+        return tensor
+
+    def output(self, tensor: torch.Tensor) -> int:
+        """Declare a graph output, in order; returns its tensor id. A tensor never seen becomes a constant."""
+        tid = self._use(tensor)[0]
+        self.builder.outputs.append(tid)
+        return tid
+
+    def tensor_id(self, tensor: torch.Tensor) -> int | None:
+        """Id of the tensor that this object stands for now; None if it was not seen, or if its storage was exchanged."""
+        known = self._tensors.get(id(tensor))
+        if known is None or known[0]() is not tensor or known[2] != tensor.untyped_storage()._cdata:
+            return None
+        return known[1]
+
+    def storage_id(self, tensor: torch.Tensor) -> int | None:
+        """Id of the storage under `tensor`; None if it was not seen."""
+        watched = self._watch.get(tensor.untyped_storage()._cdata)
+        return watched[1] if watched else None
+
+    def set_role(self, tensor: torch.Tensor, role: str, name: str | None = None) -> None:
+        """Say what the storage under `tensor` is (`"gradient"`, `"optimizer_state"`, ...), and name it. Unknown storages are left alone."""
+        sid = self.storage_id(tensor)
+        if sid is not None:
+            self.roles[sid] = role
+            if name is not None:
+                self.names[sid] = name
+
+    def event(self, op: str, tensor: torch.Tensor) -> None:
+        """Add a node `op` that gives birth to `tensor`, for memory that appears without a dispatched op."""
+        node = self.node_id
+        self.started = node
+        out = self._define(tensor, "activation", "")
+        self.builder.node(op, (), (out,), scope=self._scope[-1], source=self._source(sys._getframe(1)), phase=self.phase)
+
+    # ---- where the run is ---------------------------------------------------------------------------------------
+
+    @contextlib.contextmanager
+    def scopes(self, model: torch.nn.Module) -> Iterator[None]:
+        """Inside: nodes carry the dotted path of the innermost module of `model` whose forward is running."""
+        names = {id(module): name for name, module in model.named_modules()}
+        stack = self._scope
+        entered: list[bool] = []
+
+        def enter(module: torch.nn.Module, args: Any) -> None:
+            name = names.get(id(module))
+            entered.append(name is not None)
+            if name is not None:
+                stack.append(name)
+
+        def leave(module: torch.nn.Module, args: Any, result: Any) -> None:
+            if entered and entered.pop():
+                stack.pop()
+
+        handles = (
+            torch.nn.modules.module.register_module_forward_pre_hook(enter),
+            torch.nn.modules.module.register_module_forward_hook(leave, always_call=True),
+        )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            del stack[1:]
+
+    def _source(self, frame: Any) -> str:
+        """`file:line` of the innermost frame that is neither torch's nor this package's front end; "" if there is none."""
+        if not self._sources:
+            return ""
+        kinds = self._user_code
+        while frame is not None:
+            code = frame.f_code
+            try:
+                kind = kinds[code]
+            except KeyError:
+                name = code.co_filename
+                kind = kinds[code] = None if name.startswith(OWN_FOLDER) else not (name.startswith((TORCH_FOLDER, "<")))
+            if kind:
+                return f"{code.co_filename}:{frame.f_lineno}"
+            if kind is None:
+                return ""
+            frame = frame.f_back
+        return ""
+
+    # ---- the dispatch -------------------------------------------------------------------------------------------
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No wrapper around dispatch: it would import the compiler stack and cost time on every op."""
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
+        kwargs = {} if kwargs is None else kwargs
+        info = self._infos.get(func)
+        if info is None:
+            info = self._infos[func] = op_info(func)
+        if info.dropped:
+            return func(*args, **kwargs)
+        inputs: list[int] = []
+        refs: dict[int, Ref] = {}
+        foreign: dict[int, torch.Tensor] = {}
+
+        def ref(tensor: torch.Tensor) -> Ref:
+            tid, stand_in = self._use(tensor, lifted=info.lift)
+            if stand_in is not tensor:
+                foreign[id(tensor)] = stand_in
+            found = refs.get(tid)
+            if found is None:
+                found = refs[tid] = Ref(len(inputs))
+                inputs.append(tid)
+            return found
+
+        attrs = {
+            "args": [encode(a, ref, self.concrete) for a in args],
+            "kwargs": {k: encode(v, ref, self.concrete) for k, v in kwargs.items()},
+        }
+        if foreign:
+            args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: foreign.get(id(t), t), (args, kwargs))
+        node = self.started = len(self.builder.nodes)
+        out = NotImplemented if self.answer is None else self.answer(func, args, kwargs)
+        if out is NotImplemented:
+            out = func(*args, **kwargs)
+        writes = self._written(info, args, kwargs)
+        outputs = self._results(info, out, attrs)
+        self.builder.node(
+            "aten.lift_fresh_copy.default" if info.lift else info.name,
+            inputs,
+            outputs,
+            writes=writes,
+            attrs=attrs,
+            scope=self._scope[-1],
+            source=self._source(sys._getframe(1)),
+            phase=self.phase,
+        )
+        assert node == len(self.builder.nodes) - 1, "an op was recorded inside another"
+        return out
+
+    def _written(self, info: OpInfo, args: tuple, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
+        found: list[int] = []
+        positions = info.writes
+        unmarked = UNMARKED_WRITES.get(info.name)
+        if unmarked is not None and args[unmarked[1]]:
+            positions = tuple((i, "") for i in unmarked[0])
+        for i, name in positions:
+            value = args[i] if i < len(args) else kwargs.get(name)
+            for tensor in value if isinstance(value, list | tuple) else (value,):
+                if isinstance(tensor, torch.Tensor):
+                    storage = tensor.untyped_storage()
+                    sid = self._watch[storage._cdata][1]
+                    self._resize(sid, storage.nbytes())
+                    if sid not in found:
+                        found.append(sid)
+        if info.random and not self._is_deterministic(info, args, kwargs):
+            if self._rng is None:
+                self._rng = self._add_storage(0, "buffer", RNG_NAME)
+            found.append(self._rng)
+            self.random_ops[info.name] = self.random_ops.get(info.name, 0) + 1
+        return tuple(found)
+
+    @staticmethod
+    def _is_deterministic(info: OpInfo, args: tuple, kwargs: Mapping[str, Any]) -> bool:
+        """True for an op with a dropout probability of 0."""
+        if info.dropout is None:
+            return False
+        i, name = info.dropout
+        return not (args[i] if i < len(args) else kwargs.get(name, 0.0))
+
+    def _results(self, info: OpInfo, out: Any, attrs: dict[str, Any]) -> tuple[int, ...]:
+        if isinstance(out, torch.Tensor):
+            return (self._define(out, "activation", ""),)
+        if isinstance(out, list | tuple):
+            return tuple(
+                self._define(t, "activation", "")
+                for item in out
+                for t in (item if isinstance(item, list | tuple) else (item,))
+                if isinstance(t, torch.Tensor)
+            )
+        return ()
+
+    # ---- tensors and storages -----------------------------------------------------------------------------------
+
+    def _use(self, tensor: torch.Tensor, *, lifted: bool = False) -> tuple[int, torch.Tensor]:
+        """Id of a tensor that an op reads, and the tensor to give to the op."""
+        tid = self.tensor_id(tensor)
+        if tid is not None:
+            return tid, tensor
+        if self.fakes is not None and not isinstance(tensor, FakeTensor):
+            if lifted:
+                return self._constant(tensor, tensor), tensor
+            fake = self.fakes.of(tensor)
+            tid = self.tensor_id(fake)
+            return (self._constant(fake, None if tensor.is_meta else tensor) if tid is None else tid), fake
+        if lifted:
+            return self._constant(torch.empty_like(tensor, device="meta"), tensor.clone()), tensor
+        sid = self.storage_id(tensor)
+        if sid is None:
+            return self._constant(tensor, None if self.fakes is not None else tensor.detach().clone()), tensor
+        known = self._windows.get((sid, *self._window(tensor)))
+        if known is None:
+            known = self._alias(tensor, sid)
+        self._tensors[id(tensor)] = (weakref.ref(tensor), known, tensor.untyped_storage()._cdata)
+        return known, tensor
+
+    def _constant(self, tensor: torch.Tensor, value: Any) -> int:
+        """A tensor made outside dispatch; kept alive so that its identity stays its own."""
+        self._kept.append(tensor)
+        tid = self._define(tensor, "constant", "")
+        if value is not None:
+            self.builder.values[tid] = value.detach()
+        return tid
+
+    def _alias(self, tensor: torch.Tensor, sid: int) -> int:
+        """A window on a known storage that no op made (autograd unpacks such): an `as_strided` of the latest tensor there."""
+        dtype, shape, strides, offset = self._window(tensor)
+        base = next((t for t in reversed(self.builder.tensors) if t.storage == sid and t.dtype == dtype), None)
+        if base is None:
+            raise TraceError(f"a {dtype} window appeared on storage {sid} that holds no {dtype} tensor, and no op made it")
+        itemsize = tensor.element_size()
+        attrs = {"args": [Ref(0), list(shape), list(strides), offset // itemsize], "kwargs": {}}
+        self.started = self.node_id
+        out = self._define(tensor, "activation", "")
+        self.builder.node("aten.as_strided.default", (base.id,), (out,), attrs=attrs, scope=self._scope[-1], phase=self.phase)
+        return out
+
+    def _window(self, tensor: torch.Tensor) -> tuple[str, tuple[int, ...], tuple[int, ...], int]:
+        shape: tuple[Any, ...] = tuple(tensor.shape)
+        strides: tuple[Any, ...] = tensor.stride()
+        offset: Any = tensor.storage_offset()
+        if self.fakes is not None and self.fakes.mode.shape_env is not None:
+            concrete = self.concrete
+            shape, strides, offset = tuple(map(concrete, shape)), tuple(map(concrete, strides)), concrete(offset)
+        return dtype_name(tensor.dtype), shape, strides, offset * tensor.element_size()
+
+    def _define(self, tensor: torch.Tensor, role: str, name: str) -> int:
+        """A new tensor id for this object, on its storage, which is added when it is new."""
+        storage = tensor.untyped_storage()
+        cdata = storage._cdata
+        watched = self._watch.get(cdata)
+        if watched is None:
+            sid = self._add_storage(storage.nbytes(), role, name)
+            self._watch[cdata] = (weakref.ref(storage, lambda _, c=cdata, s=sid: self._died(c, s)), sid)
+        else:
+            sid = watched[1]
+        dtype, shape, strides, offset = window = self._window(tensor)
+        tid = self.builder.tensor(shape, dtype, sid, offset=offset, strides=strides, name=name)
+        self._tensors[id(tensor)] = (weakref.ref(tensor), tid, cdata)
+        self._windows[(sid, *window)] = tid
+        return tid
+
+    def _add_storage(self, nbytes: Any, role: str, name: str) -> int:
+        self.sizes.append(nbytes)
+        self.roles.append(role)
+        self.names.append(name)
+        self._released.append(None)
+        return self.builder.storage(0, role, name)
+
+    def _resize(self, sid: int, nbytes: Any) -> None:
+        """An op may grow the storage it writes (`out=`, `resize_`): the largest size counts."""
+        if nbytes is not self.sizes[sid] and self.concrete(nbytes) > self.concrete(self.sizes[sid]):
+            self.sizes[sid] = nbytes
+
+    def _died(self, cdata: int, sid: int) -> None:
+        if self._watching:
+            self._released[sid] = max(self.started, 0)
+            self._watch.pop(cdata, None)
+
+    # ---- the end ------------------------------------------------------------------------------------------------
+
+    def finish(self, *, check: bool = True, **meta: Any) -> Graph:
+        """The graph of what was recorded, with `meta`; the recorder is spent. Raises `GraphError` if it is not well formed."""
+        self._watching = False
+        builder = self.builder
+        for sid, storage in enumerate(builder.storages):
+            builder.storages[sid] = type(storage)(sid, int(self.concrete(self.sizes[sid])), self.roles[sid], self.names[sid])
+        builder.released = self._released
+        builder.meta = {**meta, **builder.meta}
+        if self.random_ops:
+            builder.meta["random_ops"] = self.random_ops
+        self._kept.clear()
+        self._tensors.clear()
+        self._watch.clear()
+        return builder.build(check=check)
