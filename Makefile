@@ -64,7 +64,7 @@ distclean: clean
 define install
 	$(1)/bin/$(PIP) pip setuptools wheel
 	$(1)/bin/$(PIP) --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) torch $(3)
-	PYTHONWARNINGS=ignore $(1)/bin/$(PIP) --no-build-isolation -e '.[$(2)]' $(4)
+	PYTHONWARNINGS=ignore $(1)/bin/$(PIP) --no-build-isolation -e '.[$(2)]'
 	mkdir -p .venv/src && ln -sfn ../.. .venv/src/neaptide
 	echo '$(CURDIR)' > $(1)/.ready
 endef
@@ -73,7 +73,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(call install,$(VENV),dev)
 
 $(ZOO)/.ready: pyproject.toml constraints.txt | $(ZOO)/bin/pip
-	$(call install,$(ZOO),dev$(comma)zoo,torchvision,torchinfo fvcore)
+	$(call install,$(ZOO),dev$(comma)zoo$(comma)peers,torchvision)
 
 # Debian splits ensurepip off into python3-venv, which needs root to install; a pip beside that Python does as well.
 %/bin/pip:
