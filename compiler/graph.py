@@ -322,11 +322,14 @@ class Graph:
         return from_fx(module, args, name=name)
 
     @classmethod
-    def from_onnx(cls, model: Any, *, name: str | None = None) -> Graph:
-        """Graph of an ONNX model given by path, bytes or `ModelProto`; nothing outside its folder is read."""
+    def from_onnx(cls, model: Any, *, name: str | None = None, shapes: Mapping[str, Sequence[int] | int] | None = None) -> Graph:
+        """Graph of an ONNX model given by path, bytes or `ModelProto`; nothing outside its folder is read.
+
+        `shapes` gives concrete shapes of inputs, `{"x": (1, 3, 224, 224)}`, and sizes of named dimensions, `{"batch": 1}`.
+        """
         from .from_onnx import from_onnx
 
-        return from_onnx(model, name=name)
+        return from_onnx(model, name=name, shapes=shapes)
 
     def to_fx(self, order: Sequence[int] | None = None) -> Any:
         """A runnable `torch.fx.GraphModule` whose nodes stand in `order` (traced order if None)."""

@@ -1,0 +1,473 @@
+"""ONNX in: a Graph whose nodes are the model's nodes, one for one.
+
+Initializers and `Constant` nodes become parameter and constant storages whose values stay unread until asked for. Operators
+that only rename bytes (`Reshape`, `Flatten`, `Squeeze`, `Unsqueeze`, `Identity`, `Dropout` in inference) become views: their
+result shares its operand's storage. Functions local to the model are inlined. An `If` whose condition is known is replaced by
+the branch it takes; other control flow stays one node that reads what its subgraphs capture, with the memory that its
+subgraphs need beyond its own operands and results as `workspace` (an upper bound).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from .errors import FormatError
+from .graph import Graph, GraphBuilder
+from .onnx_attrs import encode, op_name, shape_keys
+from .onnx_files import OnnxFile, Weights, check_tensor, packed_size, read_model
+from .onnx_shapes import ShapeInference
+
+if TYPE_CHECKING:
+    import onnx
+
+VIEWS = frozenset(("Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"))
+CONTROL_FLOW = frozenset(("If", "Loop", "Scan"))
+
+
+def from_onnx(model: Any, *, name: str | None = None, shapes: Mapping[str, Sequence[int] | int] | None = None) -> Graph:
+    """The Graph of an ONNX model given as a path, the bytes of a file, or an `onnx.ModelProto`.
+
+    `shapes`: concrete shapes of inputs with dynamic dimensions, `{"x": (1, 3, 224, 224)}`, or sizes of named dimensions,
+    `{"batch": 1}`; also upper bounds for results whose shape depends on data. Nothing outside the model's folder is read.
+    Raises `FormatError` for anything that is not a complete, well-formed, acyclic model of tensors.
+    """
+    file = read_model(model)
+    graph = _inlined(file).graph
+    importer = _Importer(file, GraphBuilder(name or graph.name or "onnx"), dict(shapes or {}))
+    return importer.model(graph)
+
+
+def _inlined(file: OnnxFile) -> onnx.ModelProto:
+    """The model with its local functions inlined; weights take no part in that and are left out of the copy."""
+    import onnx
+    from onnx import helper, inliner
+
+    model = file.model
+    if not model.functions:
+        return model
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = light.graph
+    graph.name = model.graph.name
+    graph.node.extend(model.graph.node)
+    graph.input.extend(model.graph.input)
+    graph.output.extend(model.graph.output)
+    graph.value_info.extend(model.graph.value_info)
+    named = {value.name for value in model.graph.input}
+    for tensor in model.graph.initializer:
+        if tensor.name not in named:
+            graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+    try:
+        inlined = inliner.inline_local_functions(light)
+    except Exception as error:  # the C++ inliner has no exception type of its own
+        raise FormatError(f"{file.label}: its local functions cannot be inlined: {' '.join(str(error).split())}") from error
+    if inlined.functions:
+        raise FormatError(
+            f"{file.label}: local function {inlined.functions[0].name!r} cannot be inlined (recursive, or of another operator set)"
+        )
+    del inlined.graph.input[len(model.graph.input) :]
+    inlined.graph.initializer.extend(model.graph.initializer)
+    inlined.graph.sparse_initializer.extend(model.graph.sparse_initializer)
+    return inlined
+
+
+@dataclass
+class _Scope:
+    """What a list of nodes can see: tensor id by value name, and the types of those values."""
+
+    tensors: dict[str, int]
+    shapes: ShapeInference
+
+
+class _Importer:
+    def __init__(self, file: OnnxFile, builder: GraphBuilder, given: dict[str, Any]):
+        self.file = file
+        self.builder = builder
+        self.given = given
+        self.protos: dict[int, onnx.TensorProto] = {}
+        self.bounded: list[str] = []
+
+    def error(self, text: str) -> FormatError:
+        return FormatError(f"{self.file.label}: {text}")
+
+    # ---- the model ----------------------------------------------------------------------------------------------------
+
+    def model(self, graph: onnx.GraphProto) -> Graph:
+        import onnx
+
+        opsets = {o.domain: o.version for o in self.file.model.opset_import}
+        scope = _Scope({}, ShapeInference(self.file, opsets, _declared(graph), self.given))
+        for name, value in self.given.items():
+            if not isinstance(value, int) and not (isinstance(value, Sequence) and all(isinstance(d, int) and d >= 0 for d in value)):
+                raise FormatError(f"shapes[{name!r}] is {value!r}; a shape is a sequence of sizes, a named dimension one size")
+        weights = {t.name for t in graph.initializer}
+        for value in graph.input:
+            if value.name not in weights:
+                self.graph_input(value, scope)
+        self.initializers(graph, scope)
+        self.nodes(graph, scope)
+        for value in graph.output:
+            self.builder.outputs.append(self.resolve(value.name, scope, "graph output"))
+        self.builder.meta.update(
+            frontend="onnx",
+            opsets=opsets,
+            ir_version=int(self.file.model.ir_version),
+            producer=f"{self.file.model.producer_name} {self.file.model.producer_version}".strip(),
+            versions={"onnx": onnx.__version__},
+            input_names=[v.name for v in graph.input if v.name not in weights],
+            output_names=[v.name for v in graph.output],
+        )
+        if self.bounded:
+            self.builder.meta["workspace_bounds"] = list(self.bounded)
+        built = self.builder.build()
+        return Graph(
+            built.name, built.nodes, built.tensors, built.storages, built.inputs, built.outputs, built.meta,
+            values=Weights(self.file, self.protos),
+        )  # fmt: skip
+
+    def graph_input(self, value: onnx.ValueInfoProto, scope: _Scope) -> None:
+        kind = value.type.WhichOneof("value")
+        if kind != "tensor_type":
+            raise self.error(f"input {value.name!r} is a {str(kind).removesuffix('_type')}; graphs hold tensors only")
+        tensor = value.type.tensor_type
+        given = self.given.get(value.name)
+        if given is not None and not isinstance(given, int):
+            shape: list[int] = list(given)
+            declared = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+            if tensor.HasField("shape") and (
+                len(shape) != len(declared) or any(d not in (None, s) for d, s in zip(declared, shape, strict=True))
+            ):
+                raise self.error(
+                    f"input {value.name!r} has shape {_spell(tensor)}; shapes[{value.name!r}] = {tuple(shape)} does not fit it"
+                )
+        elif not tensor.HasField("shape"):
+            raise self.error(f"input {value.name!r} states no shape: give one with from_onnx(..., shapes={{{value.name!r}: (...)}})")
+        else:
+            shape = []
+            for d in tensor.shape.dim:
+                size = d.dim_value if d.HasField("dim_value") else self.given.get(d.dim_param) if d.dim_param else None
+                if not isinstance(size, int) or size < 0:
+                    raise self.error(
+                        f"input {value.name!r} has the dynamic shape {_spell(tensor)}: give sizes with from_onnx(..., "
+                        f"shapes={{{value.name!r}: (...)}})" + (f", or shapes={{{d.dim_param!r}: 1}}" if d.dim_param else "")
+                    )
+                shape.append(size)
+        scope.shapes.define(value.name, tensor.elem_type, shape)
+        self.builder.inputs.append(self.define(value.name, scope, role="input"))
+
+    def initializers(self, graph: onnx.GraphProto, scope: _Scope) -> None:
+        if graph.sparse_initializer:
+            raise self.error(f"initializer {graph.sparse_initializer[0].values.name!r} is sparse; save the model with dense weights")
+        for tensor in graph.initializer:
+            self.constant(tensor.name, tensor, scope, "parameter")
+
+    def constant(self, name: str, tensor: onnx.TensorProto, scope: _Scope, role: str) -> None:
+        check_tensor(tensor, self.file)
+        scope.shapes.define_constant(name, tensor)
+        self.protos[self.define(name, scope, role=role)] = tensor
+
+    def define(self, name: str, scope: _Scope, *, role: str = "activation", alias: int | None = None) -> int:
+        """A tensor for value `name` of the type that inference gave it: on the storage of tensor `alias`, or on one of its own."""
+        if not name:
+            raise self.error("a value has no name")
+        if name in scope.tensors:
+            raise self.error(f"value {name!r} is defined twice")
+        dtype, shape, nbytes = packed_size(*scope.shapes.of(name))
+        if alias is None:
+            storage, offset = self.builder.storage(nbytes, role, name), 0
+        else:
+            storage, offset = self.builder.tensors[alias].storage, self.builder.tensors[alias].offset
+        scope.tensors[name] = self.builder.tensor(shape, dtype, storage, offset=offset, name=name)
+        return scope.tensors[name]
+
+    def resolve(self, name: str, scope: _Scope, user: str) -> int:
+        if name not in scope.tensors:
+            raise self.error(f"{user} {name!r} is defined nowhere")
+        return scope.tensors[name]
+
+    # ---- nodes --------------------------------------------------------------------------------------------------------
+
+    def nodes(self, graph: onnx.GraphProto, scope: _Scope) -> None:
+        makers = {name: node for node in graph.node for name in node.output if name}
+        for node in graph.node:
+            for name in (*node.input, *_captured(node)):
+                if name and name not in scope.tensors:
+                    self.missing(name, node, makers)
+            if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+                if len(node.output) != 1:
+                    raise self.error(f"{scope.shapes.called(node)} has {len(node.output)} results")
+                self.constant(node.output[0], self.constant_value(node), scope, "constant")
+            elif node.op_type in CONTROL_FLOW and node.domain in ("", "ai.onnx"):
+                self.control_flow(node, scope)
+            else:
+                scope.shapes.infer(node)
+                self.node(node, scope)
+
+    def missing(self, name: str, node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> None:
+        """Say why `node` cannot read `name` where it stands: nobody makes it, a cycle, or nodes out of order."""
+        called = ShapeInference.called
+        if name not in makers:
+            raise self.error(f"{called(node)} reads {name!r}, which nothing defines")
+        seen, stack = {name}, [name]
+        while stack:
+            for operand in (*makers[value].input, *_captured(makers[value])) if (value := stack.pop()) in makers else ():
+                if operand in node.output:
+                    raise self.error(
+                        f"the graph is cyclic: {called(node)} reads {name!r}, which {called(makers[name])} makes from its result"
+                    )
+                if operand not in seen:
+                    seen.add(operand)
+                    stack.append(operand)
+        raise self.error(
+            f"the nodes are not in topological order: {called(node)} reads {name!r} before {called(makers[name])} makes it. Sort the nodes"
+        )
+
+    def constant_value(self, node: onnx.NodeProto) -> onnx.TensorProto:
+        from onnx import helper
+
+        if len(node.attribute) == 1:
+            attribute = node.attribute[0]
+            if attribute.name == "value" and attribute.type == attribute.TENSOR:
+                return attribute.t
+            kinds = {"value_int": 7, "value_ints": 7, "value_float": 1, "value_floats": 1, "value_string": 8, "value_strings": 8}
+            if attribute.name in kinds and not attribute.ref_attr_name:
+                try:
+                    value: Any = helper.get_attribute_value(attribute)
+                    many = attribute.name.endswith("s")
+                    values = list(value) if many else [value]
+                    return helper.make_tensor(node.output[0], kinds[attribute.name], [len(values)] if many else [], values)
+                except (ValueError, TypeError) as error:
+                    raise self.error(f"{ShapeInference.called(node)} holds no value of its kind: {error}") from error
+        raise self.error(f"{ShapeInference.called(node)} holds {[a.name for a in node.attribute]}, not one dense value")
+
+    def node(self, node: onnx.NodeProto, scope: _Scope, captures: Sequence[str] = (), workspace: int = 0) -> None:
+        """Add `node`, whose results have types in `scope`."""
+        operands = [scope.tensors[name] if name else None for name in node.input]
+        while operands and operands[-1] is None:
+            operands.pop()
+        inputs = [t for t in operands if t is not None] + [scope.tensors[name] for name in captures]
+        alias = operands[0] if _is_view(node, scope) else None
+        outputs = [self.define(name, scope, alias=alias if i == 0 else None) for i, name in enumerate(node.output) if name]
+        if not outputs:
+            raise self.error(f"{ShapeInference.called(node)} has no results")
+        made = [bool(name) for name in node.output]
+        while not made[-1]:
+            made.pop()
+        attrs = {**encode(node), **shape_keys(operands, made, node.name, list(captures))}
+        module, source = _origin(node)
+        self.builder.node(
+            op_name(node.domain, node.op_type), inputs, outputs, attrs=attrs, scope=module, source=source, workspace=workspace
+        )
+
+    # ---- control flow -------------------------------------------------------------------------------------------------
+
+    def control_flow(self, node: onnx.NodeProto, scope: _Scope) -> None:
+        bodies = {a.name: a.g for a in node.attribute if a.type == a.GRAPH}
+        wanted = {"If": ("then_branch", "else_branch")}.get(node.op_type, ("body",))
+        if any(b not in bodies for b in wanted) or not node.input:
+            raise self.error(f"{ShapeInference.called(node)} lacks its operands or its {' or '.join(wanted)}")
+        if node.op_type == "If":
+            condition = scope.shapes.value(node.input[0])
+            if condition is not None and condition.size == 1:
+                self.inline(node, bodies["then_branch" if bool(condition.reshape(())) else "else_branch"], scope)
+            else:
+                self.branches(node, [bodies[b] for b in wanted], scope)
+        else:
+            self.loop(node, bodies["body"], scope)
+
+    def inline(self, node: onnx.NodeProto, branch: onnx.GraphProto, scope: _Scope) -> None:
+        """Put the nodes of the branch that is always taken in place of the `If`."""
+        inner = _Scope(dict(scope.tensors), scope.shapes.child(_declared(branch)))
+        if len(branch.output) != len(node.output):
+            raise self.error(f"{ShapeInference.called(node)} has {len(node.output)} results, its branch {len(branch.output)}")
+        self.initializers(branch, inner)
+        self.nodes(branch, inner)
+        for name, value in zip(node.output, branch.output, strict=True):
+            tensor = self.resolve(value.name, inner, "branch output")
+            if name:
+                if name in scope.tensors:
+                    raise self.error(f"value {name!r} is defined twice")
+                scope.tensors[name] = tensor
+                scope.shapes.define(name, *inner.shapes.of(value.name))
+                scope.shapes.known[name] = inner.shapes.value(value.name)
+
+    def body(self, graph: onnx.GraphProto, scope: _Scope, operands: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[Graph, _Scope]:
+        """A subgraph as a graph of its own, with what it captures as constants, given the types of its formal inputs."""
+        if len(graph.input) != len(operands):
+            raise self.error(f"subgraph {graph.name!r} takes {len(graph.input)} operands and is given {len(operands)}")
+        sub = _Importer(self.file, GraphBuilder(graph.name or "body"), self.given)
+        inner = _Scope({}, scope.shapes.child(_declared(graph)))
+        for name in _captures(graph):
+            if name not in scope.tensors:
+                raise self.error(f"subgraph {graph.name!r} reads {name!r}, which nothing defines before it")
+            sub.define(name, inner, role="constant")
+        for value, (elem_type, shape) in zip(graph.input, operands, strict=True):
+            inner.shapes.define(value.name, elem_type, shape)
+            inner.shapes.forget(value.name)
+            sub.builder.inputs.append(sub.define(value.name, inner, role="input"))
+        sub.initializers(graph, inner)
+        sub.nodes(graph, inner)
+        for value in graph.output:
+            sub.builder.outputs.append(sub.resolve(value.name, inner, "subgraph output"))
+        return sub.builder.build(), inner
+
+    def branches(self, node: onnx.NodeProto, graphs: Sequence[onnx.GraphProto], scope: _Scope) -> None:
+        workspace = 0
+        types: list[list[tuple[int, tuple[int, ...]]]] = []
+        for graph in graphs:
+            if len(graph.output) != len(node.output):
+                raise self.error(f"{ShapeInference.called(node)} has {len(node.output)} results, its branch {len(graph.output)}")
+            body, inner = self.body(graph, scope, ())
+            types.append([inner.shapes.of(value.name) for value in graph.output])
+            workspace = max(workspace, _inner_peak(body, False) - _born(body))
+        for name, first, second in zip(node.output, *types, strict=True):
+            if first != second:
+                raise self.error(
+                    f"{ShapeInference.called(node)} makes {name!r} of shape {first[1]} in one branch and {second[1]} in the other, and its "
+                    "condition is not known before it runs: export the model with a fixed branch"
+                )
+            if name:
+                scope.shapes.define(name, *first)
+        self.bounded.append(node.name or node.op_type)
+        self.node(node, scope, _captured(node), max(0, workspace))
+
+    def loop(self, node: onnx.NodeProto, graph: onnx.GraphProto, scope: _Scope) -> None:
+        called, shapes = ShapeInference.called(node), scope.shapes
+        ints = {a.name: list(a.ints) for a in node.attribute}
+        if node.op_type == "Loop":
+            names = list(node.input[2:])
+            trips = shapes.value(node.input[0]) if node.input[0] else None
+            count = int(trips.reshape(())) if trips is not None and trips.size == 1 else None
+            carried, slices = [shapes.of(n) for n in names], []
+            formal = [(7, ()), (9, ()), *carried]
+            out_axes: list[int] = []
+        else:
+            if shapes.opsets.get("", 0) < 9:
+                raise self.error(f"{called} is of operator set 8, whose Scan has a batch axis; convert the model to 9 or later")
+            many = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
+            at = len(node.input) - many
+            if not 0 < many <= len(node.input):
+                raise self.error(f"{called} has num_scan_inputs {many} and {len(node.input)} operands")
+            carried, slices, count = [shapes.of(n) for n in node.input[:at]], [], None
+            axes = ints.get("scan_input_axes") or [0] * many
+            out_axes = ints.get("scan_output_axes", [])
+            for name, axis in zip(node.input[at:], axes, strict=False):
+                elem_type, shape = shapes.of(name)
+                if not -len(shape) <= axis < len(shape):
+                    raise self.error(f"{called} scans axis {axis} of {name!r}, which has shape {shape}")
+                count = shape[axis]
+                slices.append((elem_type, tuple(d for i, d in enumerate(shape) if i != axis % len(shape))))
+            formal = [*carried, *slices]
+        body, inner = self.body(graph, scope, formal)
+        results = [value.name for value in graph.output][1 if node.op_type == "Loop" else 0 :]
+        if len(results) != len(node.output) or len(results) < len(carried):
+            raise self.error(f"{called} has {len(node.output)} results, its body makes {len(results)}")
+        for i, (name, result) in enumerate(zip(node.output, results, strict=True)):
+            elem_type, shape = inner.shapes.of(result)
+            if i < len(carried) and (elem_type, shape) != carried[i]:
+                raise self.error(f"{called} carries a value of shape {carried[i][1]} that its body makes {shape}: it grows while it runs")
+            if i >= len(carried):
+                if count is None:
+                    got = shapes.override(name, None)
+                    if got is None:
+                        raise self.error(
+                            f"{called} makes {name!r} one slice an iteration and the number of iterations is data: "
+                            f"state its shape as an upper bound, from_onnx(..., shapes={{{name!r}: (...)}}), with value_info in the model"
+                        )
+                    elem_type, shape = got
+                else:
+                    k = i - len(carried)
+                    axis = out_axes[k] % (len(shape) + 1) if k < len(out_axes) else 0
+                    shape = (*shape[:axis], count, *shape[axis:])
+            if name:
+                shapes.define(name, elem_type, shape)
+        kept = _born(body, range(1, 1 + len(carried)) if node.op_type == "Loop" else range(len(carried)))
+        self.bounded.append(node.name or node.op_type)
+        self.node(node, scope, _captured(node), max(0, _inner_peak(body, True) - kept))
+
+
+# ---- facts of protos and of small graphs ------------------------------------------------------------------------------
+
+
+def _is_view(node: onnx.NodeProto, scope: _Scope) -> bool:
+    """Whether the first result of `node` is its first operand under another shape."""
+    if node.domain not in ("", "ai.onnx") or not node.input or not node.input[0]:
+        return False
+    if scope.shapes.of(node.input[0])[0] != scope.shapes.of(node.output[0])[0]:
+        return False
+    if node.op_type == "Dropout":
+        training = scope.shapes.value(node.input[2]) if len(node.input) > 2 and node.input[2] else False
+        old = any(a.name == "is_test" and not a.i for a in node.attribute)
+        return training is not None and not bool(training) and not old
+    return node.op_type in VIEWS
+
+
+def _declared(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
+    return {value.name: value.type for value in (*graph.value_info, *graph.output)}
+
+
+def _subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
+    for attribute in node.attribute:
+        if attribute.type == attribute.GRAPH:
+            yield attribute.g
+        elif attribute.type == attribute.GRAPHS:
+            yield from attribute.graphs
+
+
+def _captured(node: onnx.NodeProto) -> list[str]:
+    """Outer values that the subgraphs of `node` read, each once, in order of first use."""
+    return list(dict.fromkeys(name for graph in _subgraphs(node) for name in _captures(graph)))
+
+
+def _captures(graph: onnx.GraphProto) -> list[str]:
+    inside = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    inside.update(name for node in graph.node for name in node.output)
+    used = [name for node in graph.node for name in (*node.input, *_captured(node))]
+    used += [value.name for value in graph.output]
+    return [name for name in dict.fromkeys(used) if name and name not in inside]
+
+
+def _inner_peak(graph: Graph, count_inputs: bool) -> int:
+    """Most bytes alive at once while `graph` runs, weights and captured values apart; with its inputs if `count_inputs`."""
+    counted = {s.id for s in graph.storages if s.role == "activation" or (count_inputs and s.role == "input")}
+    last = {s: node.id for node in graph.nodes for s in graph.touches[node.id]}
+    alive = {s for s in counted if graph.storages[s].role == "input" and s in last}
+    peak = 0
+    for node in graph.nodes:
+        alive.update(s for s in graph.touches[node.id] if s in counted)
+        peak = max(peak, sum(graph.storages[s].nbytes for s in alive) + node.workspace)
+        alive -= {s for s in alive if last[s] <= node.id and s not in graph.pinned}
+    return peak
+
+
+def _born(graph: Graph, outputs: Iterable[int] | None = None) -> int:
+    """Bytes of the outputs (all, or those at these positions) that `graph` itself makes."""
+    chosen = graph.outputs if outputs is None else [graph.outputs[i] for i in outputs]
+    storages = {graph.tensors[t].storage for t in chosen}
+    return sum(graph.storages[s].nbytes for s in storages if graph.storages[s].role == "activation")
+
+
+def _spell(tensor: onnx.TypeProto.Tensor) -> str:
+    return "(" + ", ".join(str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim) + ")"
+
+
+def _origin(node: onnx.NodeProto) -> tuple[str, str]:
+    """(module path, file:line) of a node, from torch's metadata or from a path-like node name; empty when unknown."""
+    metadata = {p.key: p.value for p in node.metadata_props}
+    scopes = re.findall(r"'([^']*)'", metadata.get("pkg.torch.onnx.name_scopes", ""))
+    lines = re.findall(r'File "([^"]+)", line (\d+)', metadata.get("pkg.torch.onnx.stack_trace", ""))
+    source = ":".join(lines[-1]) if lines else ""
+    if scopes:
+        return (scopes[-2] if len(scopes) > 1 else ""), source
+    parts = [p for p in node.name.split("/") if p]
+    if len(parts) < 2:
+        return "", source
+    path: list[str] = []
+    for part in parts[:-1]:
+        if path and part.startswith(path[-1] + "."):
+            path[-1] = part
+        else:
+            path.append(part)
+    return ".".join(path), source
