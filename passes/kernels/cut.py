@@ -1,0 +1,183 @@
+"""The minimum cuts of `passes.bounds` in numba, for graphs on which Python would take too long."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+INFINITE = 1 << 60
+BEFORE, OPEN, AFTER = 1, 0, 2
+
+
+@njit(cache=True, nogil=True)
+def maximum_flow(n_vertices, n_edges, tail, head, room):
+    """Value of a maximum flow from vertex 0 to vertex 1; edge e and e ^ 1 are each other's reverse. Dinic (1970)."""
+    edges_at = np.zeros(n_vertices + 1, np.int64)
+    for e in range(n_edges):
+        edges_at[tail[e] + 1] += 1
+    for i in range(n_vertices):
+        edges_at[i + 1] += edges_at[i]
+    fill = edges_at[:n_vertices].copy()
+    edges = np.empty(n_edges, np.int64)
+    for e in range(n_edges):
+        edges[fill[tail[e]]] = e
+        fill[tail[e]] += 1
+    level = np.empty(n_vertices, np.int64)
+    turn = np.empty(n_vertices, np.int64)
+    queue = np.empty(n_vertices, np.int64)
+    path = np.empty(n_vertices + 1, np.int64)
+    total = np.int64(0)
+    while True:
+        level[:] = -1
+        level[0] = 0
+        queue[0] = 0
+        first, end = 0, 1
+        while first < end and level[1] < 0:
+            u = queue[first]
+            first += 1
+            for k in range(edges_at[u], edges_at[u + 1]):
+                e = edges[k]
+                if room[e] > 0 and level[head[e]] < 0:
+                    level[head[e]] = level[u] + 1
+                    queue[end] = head[e]
+                    end += 1
+        if level[1] < 0:
+            return total
+        turn[:] = edges_at[:n_vertices]
+        depth = 0
+        u = np.int64(0)
+        while True:
+            if u == 1:
+                push = room[path[0]]
+                for i in range(1, depth):
+                    push = min(push, room[path[i]])
+                full = 0
+                for i in range(depth - 1, -1, -1):
+                    room[path[i]] -= push
+                    room[path[i] ^ 1] += push
+                    if room[path[i]] == 0:
+                        full = i
+                total += push
+                depth = full
+                u = tail[path[full]]
+                continue
+            while turn[u] < edges_at[u + 1]:
+                e = edges[turn[u]]
+                if room[e] > 0 and level[head[e]] == level[u] + 1:
+                    break
+                turn[u] += 1
+            if turn[u] < edges_at[u + 1]:
+                path[depth] = edges[turn[u]]
+                depth += 1
+                u = head[path[depth - 1]]
+            elif u == 0:
+                break
+            else:
+                level[u] = -1
+                depth -= 1
+                u = tail[path[depth]]
+                turn[u] += 1
+
+
+@njit(cache=True, nogil=True)
+def cut_bound(v, base, extra, size, birth, pinned, users_at, users, preds_at, preds, succs_at, succs, side, vertex, stack):
+    """Least need of block v over all orders, and how many blocks the cut decided about. `side`, `vertex`, `stack`: scratch."""
+    n = extra.shape[0]
+    side[:] = OPEN
+    side[v] = AFTER
+    for goal, at, neighbours in ((AFTER, succs_at, succs), (BEFORE, preds_at, preds)):
+        stack[0] = v
+        top = 1
+        while top > 0:
+            top -= 1
+            u = stack[top]
+            for k in range(at[u], at[u + 1]):
+                w = neighbours[k]
+                if side[w] == OPEN:
+                    side[w] = goal
+                    stack[top] = w
+                    top += 1
+    count = 2
+    n_edges = 0
+    for u in range(n):
+        if side[u] == OPEN:
+            vertex[u] = count
+            count += 1
+            n_edges += 2 * (preds_at[u + 1] - preds_at[u])
+    undecided = count - 2
+    if undecided > 0:
+        n_edges += 2 * (users.shape[0] + 2 * size.shape[0])
+    tail = np.empty(n_edges, np.int64)
+    head = np.empty(n_edges, np.int64)
+    room = np.empty(n_edges, np.int64)
+    fixed = base + extra[v]
+    e = 0
+    for b in range(size.shape[0]):
+        p = birth[b]
+        if p < 0 or side[p] == BEFORE:
+            source = np.int64(0)
+        elif side[p] == OPEN:
+            source = vertex[p]
+        else:
+            continue
+        surely = pinned[b]
+        n_open = 0
+        for k in range(users_at[b], users_at[b + 1]):
+            if side[users[k]] == AFTER:
+                surely = True
+            elif side[users[k]] == OPEN:
+                n_open += 1
+        if surely:
+            if source == 0:
+                fixed += size[b]
+                continue
+            tail[e], head[e], room[e] = source, 1, size[b]
+        elif n_open == 0:
+            continue
+        else:
+            load = np.int64(count)
+            count += 1
+            tail[e], head[e], room[e] = source, load, size[b]
+            for k in range(users_at[b], users_at[b + 1]):
+                if side[users[k]] == OPEN:
+                    e += 2
+                    tail[e], head[e], room[e] = load, vertex[users[k]], INFINITE
+        e += 2
+    for u in range(n):
+        if side[u] == OPEN:
+            for k in range(preds_at[u], preds_at[u + 1]):
+                if side[preds[k]] == OPEN:
+                    tail[e], head[e], room[e] = vertex[u], vertex[preds[k]], INFINITE
+                    e += 2
+    if e == 0:
+        return fixed, undecided
+    for i in range(0, e, 2):
+        tail[i + 1], head[i + 1], room[i + 1] = head[i], tail[i], 0
+    return fixed + maximum_flow(count, e, tail, head, room), undecided
+
+
+@njit(cache=True, nogil=True)
+def sweep(
+    candidates, first, bound, upper, work, needs, base, extra, size, birth, pinned, users_at, users, preds_at, preds, succs_at, succs
+):
+    """Raise `bound` by the cuts of `candidates[first:]`, descending in `needs`, until about `work` blocks were decided about.
+
+    Returns the bound and the index of the first candidate not looked at; their number when none is left that could raise it.
+    """
+    n = extra.shape[0]
+    side = np.empty(n, np.int64)
+    vertex = np.empty(n, np.int64)
+    stack = np.empty(n + 1, np.int64)
+    i = first
+    while i < candidates.shape[0] and work > 0:
+        v = candidates[i]
+        if needs[v] <= bound or bound >= upper:
+            return bound, candidates.shape[0]
+        value, undecided = cut_bound(
+            v, base, extra, size, birth, pinned, users_at, users, preds_at, preds, succs_at, succs, side, vertex, stack
+        )
+        needs[v] = value
+        bound = max(bound, value)
+        work -= undecided + 1
+        i += 1
+    return bound, i
