@@ -71,13 +71,16 @@ def parse_bytes(text: str) -> int:
 _BARS = " ▁▂▃▄▅▆▇█"
 
 
-def sparkline(values: Sequence[int], width: int) -> str:
-    """`values` as one line of `width` bars, each the largest of its slice, scaled to the largest of all."""
-    columns = resample(values, width)
-    top = max(columns, default=0)
-    if top == 0:
-        return " " * len(columns)
-    return "".join(_BARS[0 if v == 0 else max(1, round(8 * v / top))] for v in columns)
+def sparkline(values: Sequence[int], top: int = 0) -> str:
+    """`values` as one line of bars, scaled to `top` or to the largest of them when that is more."""
+    return bar_chart(values, 1, top)[0] if values else ""
+
+
+def bar_chart(values: Sequence[int], height: int, top: int = 0) -> list[str]:
+    """`values` as bars on `height` lines, top line first, scaled to `top` or to the largest; what is not 0 shows."""
+    scale = max(top, max(values, default=0)) or 1
+    levels = [0 if v <= 0 else max(1, round(8 * height * v / scale)) for v in values]
+    return ["".join(_BARS[min(8, max(0, level - 8 * row))] for level in levels) for row in reversed(range(height))]
 
 
 def resample(values: Sequence[int], width: int) -> list[int]:

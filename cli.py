@@ -1,0 +1,102 @@
+"""The command line: `neaptide analyze | schedule | allocate | models`.
+
+Exit codes: 0 done, 1 an error, 2 a wrong command line or unknown name, 3 over budget, 130 interrupted. Results go to standard
+output, everything else to standard error. A failure is one paragraph; `--debug` adds the traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+
+from .cli_analyze import analyze
+from .cli_plan import schedule
+from .compiler.errors import NeaptideError
+
+app = typer.Typer(
+    name="neaptide",
+    help="How much memory and work a neural network needs, proven; and the order and layout that need least.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+app.command()(analyze)
+app.command()(schedule)
+
+_UsageError = typer.BadParameter.__bases__[0]
+
+
+@app.command()
+def models(
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """List the built-in reference models."""
+    from .compiler.reference_models import REFERENCE_MODELS
+    from .report.listing import models_json, models_table
+
+    known = list(REFERENCE_MODELS.values())
+    if json:
+        print(models_json(known))
+    else:
+        from .cli_console import output
+
+        output().print(models_table(known))
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from . import __version__
+
+        print(f"neaptide {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """`main` reads `--debug` by itself, wherever it stands."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns its exit code. `argv`: the words after `neaptide` (None: those of this process)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        code = app([w for w in words if w != "--debug"], prog_name="neaptide", standalone_mode=False)
+        sys.stdout.flush()
+        return int(code or 0)
+    except _UsageError as error:
+        return _fail(error.format_message(), 2, debug)
+    except NeaptideError as error:
+        return _fail(str(error), error.exit_code, debug)
+    except (KeyboardInterrupt, typer.Abort):
+        return _fail("interrupted", 130, debug)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except RecursionError:
+        return _fail(
+            "the model nests deeper than Python's recursion limit; flatten it, or raise sys.setrecursionlimit in its factory", 1, debug
+        )
+    except MemoryError:
+        return _fail("out of memory; give a smaller --input, or a factory that builds on the meta device", 1, debug)
+    except Exception as error:  # the last resort of the command line: whatever it is, one paragraph and a non-zero code
+        what = " ".join(str(error).split())
+        return _fail(f"this is a bug in Neaptide, please report it: {type(error).__name__}: {what} (--debug shows where)", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> int:
+    """Say `message` on standard error, the traceback too if asked for; returns `code`."""
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    print(f"neaptide: {message}", file=sys.stderr)
+    return code
