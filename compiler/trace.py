@@ -31,6 +31,10 @@ def trace(
     """The Graph of `model(*args, **kwargs)`, recorded on fake tensors: nothing is computed, the model is left as it was."""
     if isinstance(args, torch.Tensor):
         args = (args,)
+    if mode == "training":
+        from .training import trace_training
+
+        return trace_training(model, args, kwargs, device=device, loss=loss, optimizer=optimizer)
     fakes = Fakes(device=device)
     recorder = Recorder(type(model).__name__, fakes=fakes)
     declare_weights(recorder, model)

@@ -1,0 +1,290 @@
+"""Training steps as Graphs: forward, backward and the optimizer's step, recorded on fake tensors.
+
+`TrainingLoop.step` is the step that is recorded, and an ordinary training loop runs the same statements in the same order:
+gradients are cleared at the end of a step, the model's output and the loss are held until the step ends. By default the
+second step is recorded, the steady state in which the optimizer's state exists; step 1 creates that state.
+
+Recording on fake tensors differs from a real run in four places, each repaired here: autograd adds gradients that meet in
+place only on real tensors; a Python number multiplied with a tensor that needs gradients is saved as an 8-byte tensor that
+dispatch never shows, and so is the random state that activation checkpointing keeps; optimizers read their step count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch._C._autograd import _top_saved_tensors_default_hooks
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+
+from .errors import TraceError
+from .fake import Fakes, borrowed
+from .graph import Graph
+from .in_place_gradients import accumulate_in_place
+from .optimizers import make_optimizer
+from .recorder import Recorder
+from .structure import tensors_in
+from .trace import declare_inputs, declare_weights, graph_meta, user_errors
+
+Phase = Callable[[str], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True)
+class TrainingLoop:
+    """What one step of training does.
+
+    `loss`: scalar from the model's output; None means the output's own `loss` where it has one, else the sum of its floating
+    tensors. `accumulate`: forward and backward passes per optimizer step, the loss divided by it. `set_to_none`: whether
+    gradients are dropped at the end of the step or zeroed. `autocast`: dtype name (`"bfloat16"`) under which the forward pass
+    and the loss run, None for none.
+    """
+
+    loss: Callable[[Any], torch.Tensor] | None = None
+    accumulate: int = 1
+    set_to_none: bool = True
+    autocast: str | None = None
+
+    def step(
+        self,
+        model: torch.nn.Module,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        optimizer: torch.optim.Optimizer | None,
+        phase: Phase = contextlib.nullcontext,
+        before_clearing: Callable[[], None] | None = None,
+    ) -> None:
+        """One step; every part runs inside `phase("forward" | "backward" | "optimizer")`."""
+        for _ in range(self.accumulate):
+            with phase("forward"), self._casting():
+                output = model(*args, **kwargs)
+                loss = self._loss_of(output)
+                if self.accumulate > 1:
+                    loss = loss / self.accumulate
+            with phase("backward"):
+                loss.backward()
+        with phase("optimizer"):
+            if optimizer is not None:
+                optimizer.step()
+            if before_clearing is not None:
+                before_clearing()
+            if optimizer is not None:
+                optimizer.zero_grad(set_to_none=self.set_to_none)
+
+    def _casting(self) -> AbstractContextManager[Any]:
+        if self.autocast is None:
+            return contextlib.nullcontext()
+        return torch.autocast("cpu", dtype=getattr(torch, self.autocast))
+
+    def _loss_of(self, output: Any) -> torch.Tensor:
+        if self.loss is not None:
+            return self.loss(output)
+        own = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
+        if isinstance(own, torch.Tensor):
+            return own
+        parts = [t for _, t in tensors_in(output) if t.requires_grad and t.is_floating_point()]
+        if not parts:
+            raise TraceError(
+                f"the output, a {type(output).__name__}, holds no tensor that needs gradients: give loss=, or unfreeze parameters"
+            )
+        total = parts[0].sum()
+        for part in parts[1:]:
+            total = total + part.sum()
+        return total
+
+
+def trace_training(
+    model: torch.nn.Module,
+    args: Sequence[Any] | torch.Tensor = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    device: str = "cpu",
+    loss: Callable[[Any], torch.Tensor] | None = None,
+    optimizer: Any = None,
+    step: int = 2,
+    accumulate: int = 1,
+    set_to_none: bool = True,
+    autocast: str | None = None,
+) -> Graph:
+    """The Graph of training step `step` (1 or 2) of `model`, put in training mode; nothing is computed, the model is left as it was.
+
+    `optimizer`: None (forward and backward only), a name with options such as `"sgd"`, `"sgd:momentum=0.9"`, `"adamw:fused"`,
+    a class, a function from parameters to an optimizer, or an optimizer over the model's parameters. The rest as in
+    `TrainingLoop`. Nodes carry their `phase`; storages of gradients and of optimizer state carry those roles, and the ones
+    that an earlier step left behind are external. Raises `TraceError` with the user's line when the model cannot be traced.
+    """
+    if step not in (1, 2):
+        raise TraceError(f"step={step!r}: 1 is the first step, which creates the optimizer's state, and 2 any later one")
+    if accumulate < 1:
+        raise TraceError(f"accumulate={accumulate!r}: a step has one forward and backward pass or more")
+    loop = TrainingLoop(loss, accumulate, set_to_none, autocast)
+    args = (args,) if isinstance(args, torch.Tensor) else args
+    _import_what_optimizers_import()
+    fakes = Fakes(device=device)
+    recorder = TrainingRecorder(type(model).__name__, fakes=fakes)
+    declare_weights(recorder, model)
+    fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs or {})
+    with user_errors(model), borrowed(model, fakes), torch.enable_grad():
+        model.train()
+        parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        with fakes.mode, NumbersOfFakes(), _recorded_random_state(recorder):
+            optim = make_optimizer(optimizer, list(parameters.values()), fakes)
+            if step == 2:
+                loop.step(model, fake_args, fake_kwargs, optim)
+            _declare_state(recorder, parameters, optim)
+            with recorder, recorder.scopes(model):
+                loop.step(model, fake_args, fake_kwargs, optim, recorder.in_phase, lambda: _name_state(recorder, parameters, optim))
+                recorder.notice_hidden()
+        graph = recorder.finish(**graph_meta(model, device=device, mode="training"), training=_facts(loop, optim, step))
+    return accumulate_in_place(graph, recorder.mergeable)
+
+
+def _facts(loop: TrainingLoop, optimizer: torch.optim.Optimizer | None, step: int) -> dict[str, Any]:
+    return {
+        "step": step,
+        "optimizer": type(optimizer).__name__ if optimizer is not None else "none",
+        "accumulate": loop.accumulate,
+        "set_to_none": loop.set_to_none,
+        "autocast": loop.autocast,
+    }
+
+
+# ---- the recorder in training ---------------------------------------------------------------------------------------------
+
+
+class NumbersOfFakes(TorchDispatchMode):
+    """Where Python asks a fake tensor for a number (an optimizer its step count): the known value, else 1."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        if func is not torch.ops.aten._local_scalar_dense.default or not isinstance(args[0], FakeTensor):
+            return func(*args, **(kwargs or {}))
+        try:
+            return func(*args)
+        except DataDependentOutputException:
+            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+
+
+class TrainingRecorder(Recorder):
+    """Records grad mode with each node, tensors that autograd saves unseen, and which gradient sums a real run makes in place.
+
+    `mergeable`: ids of `aten.add.Tensor` nodes of the backward pass whose first argument autograd may overwrite if it dies there.
+    """
+
+    def __init__(self, name: str, *, fakes: Fakes):
+        super().__init__(name, fakes=fakes)
+        self.mergeable: list[int] = []
+        self._suspect: weakref.ref[torch.Tensor] | None = None
+
+    @contextlib.contextmanager
+    def in_phase(self, phase: str) -> Iterator[None]:
+        """Inside: nodes carry `phase`."""
+        before, self.phase = self.phase, phase
+        try:
+            yield
+        finally:
+            self.notice_hidden()
+            self.phase = before
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
+        self.notice_hidden()
+        known = self.node_id
+        out = super().__torch_dispatch__(func, types, args, kwargs)
+        if self.node_id == known:
+            return out
+        node = self.builder.nodes[-1]
+        if torch.is_grad_enabled():
+            assert isinstance(node.attrs, dict)
+            node.attrs["grad"] = True
+            if isinstance(out, torch.Tensor) and _number_as_tensor(func, args) and _hooks_absent():
+                self._suspect = weakref.ref(out)
+        elif func is torch.ops.aten.add.Tensor and self.phase == "backward" and _may_be_overwritten(args):
+            self.mergeable.append(node.id)
+        return out
+
+    def notice_hidden(self) -> None:
+        """Give a node to the number that autograd saved for the last op, if it did: an 8-byte tensor made without dispatch."""
+        suspect = self._suspect() if self._suspect is not None else None
+        self._suspect = None
+        if suspect is None or suspect.grad_fn is None:
+            return
+        for name in ("_saved_other", "_saved_self"):
+            saved = getattr(suspect.grad_fn, name, None)
+            if isinstance(saved, torch.Tensor) and not isinstance(saved, FakeTensor) and self.storage_id(saved) is None:
+                self.event("neaptide.saved_number", saved)
+
+
+def _number_as_tensor(func: Any, args: tuple) -> bool:
+    """Whether a Python number stands where the schema wants a tensor."""
+    return any(
+        isinstance(value, int | float) and isinstance(argument.type, torch.TensorType)
+        for value, argument in zip(args, func._schema.arguments, strict=False)
+    )
+
+
+def _hooks_absent() -> bool:
+    """Whether autograd saves tensors itself, rather than through hooks such as those of activation checkpointing."""
+    return _top_saved_tensors_default_hooks(True) is None
+
+
+def _may_be_overwritten(args: tuple) -> bool:
+    first, second = args[0], args[1]
+    return (
+        isinstance(first, torch.Tensor)
+        and isinstance(second, torch.Tensor)
+        and first.shape == second.shape
+        and not first._is_view()
+        and first.untyped_storage().nbytes() == first.numel() * first.element_size()
+    )
+
+
+@contextlib.contextmanager
+def _recorded_random_state(recorder: Recorder) -> Iterator[None]:
+    """Inside: the copies of the random state that activation checkpointing takes become nodes."""
+    original = torch.random.get_rng_state
+
+    def get_rng_state() -> torch.Tensor:
+        state = original()
+        if _get_current_dispatch_mode() is recorder:
+            recorder.event("neaptide.random_state", state)
+        return state
+
+    torch.random.get_rng_state = torch.get_rng_state = get_rng_state
+    try:
+        yield
+    finally:
+        torch.random.get_rng_state = torch.get_rng_state = original
+
+
+def _declare_state(recorder: Recorder, parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+    """What an earlier step left behind is there before this one."""
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            recorder.external(parameter.grad, "gradient", f"{name}.grad")
+    for name, tensor in _state_tensors(parameters, optimizer):
+        recorder.external(tensor, "optimizer_state", name)
+
+
+def _name_state(recorder: Recorder, parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+    for name, parameter in parameters.items():
+        if parameter.grad is not None:
+            recorder.set_role(parameter.grad, "gradient", f"{name}.grad")
+    for name, tensor in _state_tensors(parameters, optimizer):
+        recorder.set_role(tensor, "optimizer_state", name)
+
+
+def _state_tensors(parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer | None) -> Iterator[tuple[str, torch.Tensor]]:
+    names = {id(p): name for name, p in parameters.items()}
+    for parameter, state in optimizer.state.items() if optimizer is not None else ():
+        for path, tensor in tensors_in(dict(state)):
+            yield f"{names.get(id(parameter), '')}.{path}", tensor
+
+
+def _import_what_optimizers_import() -> None:
+    """Optimizers import torch's compiler at their first use; under a recording its module-level tensors would be recorded."""
+    import torch._dynamo
+    import torch._inductor  # noqa: F401
