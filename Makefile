@@ -77,8 +77,8 @@ $(ZOO)/.ready: pyproject.toml constraints.txt | $(ZOO)/bin/pip
 
 # Debian splits ensurepip off into python3-venv, which needs root to install; a pip beside that Python does as well.
 %/bin/pip:
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' || { \
-	  echo "Neaptide needs Python 3.10, 3.11 or 3.12; '$(PYTHON)' is $$($(PYTHON) --version 2>&1 || echo missing)." \
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null || { \
+	  echo "Neaptide needs Python 3.10, 3.11 or 3.12; '$(PYTHON)' is $$(command -v $(PYTHON) >/dev/null && $(PYTHON) --version 2>&1 || echo missing)." \
 	       "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
 	@if $(PYTHON) -c 'import ensurepip' 2>/dev/null; then $(PYTHON) -m venv $*; \
 	elif $(PYTHON) -m pip --version >/dev/null 2>&1; then \
