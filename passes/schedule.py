@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -19,6 +19,7 @@ from .exact import BlockArrays, Search, compile_kernels, sweep_cuts
 from .heuristics import PORTFOLIO
 from .liveness import Inputs, check_inputs_mode, liveness
 from .problem import OrderingProblem, ordering_problem
+from .verify import verify_schedule
 
 PYTHON_CUT_WORK = 4_000
 KERNEL_CUT_WORK = 200_000
@@ -57,12 +58,9 @@ def schedule(graph: Graph, *, time_limit: float = 10.0, inputs: Inputs = "planne
     for _ in hunt.stages():
         if hunt.lower >= hunt.upper or time.perf_counter() - started - hunt.compiling >= time_limit:
             break
-    seconds = time.perf_counter() - started - hunt.compiling
-    result = Schedule(hunt.order, hunt.upper, hunt.lower, hunt.lower == hunt.upper, hunt.method(), seconds, inputs)
-    from .verify import verify_schedule
-
+    result = Schedule(hunt.order, hunt.upper, hunt.lower, hunt.lower == hunt.upper, hunt.method(), 0.0, inputs)
     verify_schedule(graph, result)
-    return result
+    return replace(result, seconds=time.perf_counter() - started - hunt.compiling)
 
 
 class _Hunt:
