@@ -458,6 +458,7 @@ def _origin(node: onnx.NodeProto) -> tuple[str, str]:
     metadata = {p.key: p.value for p in node.metadata_props}
     scopes = re.findall(r"'([^']*)'", metadata.get("pkg.torch.onnx.name_scopes", ""))
     lines = re.findall(r'File "([^"]+)", line (\d+)', metadata.get("pkg.torch.onnx.stack_trace", ""))
+    lines = [line for line in lines if "/site-packages/torch/" not in line[0]] or lines
     source = ":".join(lines[-1]) if lines else ""
     if scopes:
         return (scopes[-2] if len(scopes) > 1 else ""), source

@@ -104,6 +104,9 @@ def _check_header(file: OnnxFile) -> None:
         raise FormatError(f"{file.label} is not an ONNX model: it holds no graph")
     if not model.opset_import:
         raise FormatError(f"{file.label} is not a complete ONNX model: it imports no operator set")
+    for opset in model.opset_import:
+        if not 1 <= opset.version < 2**31:
+            raise FormatError(f"{file.label} imports version {opset.version} of operator set {opset.domain!r}; there is no such version")
 
 
 # ---- tensors ----------------------------------------------------------------------------------------------------------

@@ -113,8 +113,6 @@ class ShapeInference:
     def infer(self, node: onnx.NodeProto) -> None:
         """Define every result of `node`; its operands are defined. Raises `FormatError` naming the node or the value."""
         inferred = self._by_schema(node)
-        if node.op_type == "Conv" and node.domain == "":
-            self._check_conv(node)
         for index, name in enumerate(node.output):
             if not name:
                 continue
@@ -143,6 +141,9 @@ class ShapeInference:
         schema = schema or self.schema(node)
         if schema is None:
             return {}
+        self._check_arity(node, schema)
+        if node.op_type == "Conv":
+            self._check_conv(node)
         data = {}
         for name in node.input:
             value = self.value(name) if name else None
@@ -151,9 +152,19 @@ class ShapeInference:
         try:
             types = {name: self.types[name] for name in node.input if name}
             return shape_inference.infer_node_outputs(schema, node, types, data, opset_imports=self._imports())
-        except (shape_inference.InferenceError, RuntimeError, ValueError, IndexError, TypeError, OverflowError) as error:
+        except Exception as error:  # the C++ side has several exception types of its own, without a common base
             reason = " ".join(str(error).split())
             raise FormatError(f"{self.file.label}: {self.called(node)} is not well formed: {reason}") from error
+
+    def _check_arity(self, node: onnx.NodeProto, schema: onnx.defs.OpSchema) -> None:
+        for what, names, formal, low, high in (
+            ("operands", node.input, schema.inputs, schema.min_input, schema.max_input),
+            ("results", node.output, schema.outputs, schema.min_output, schema.max_output),
+        ):
+            required = sum(bool(name) or f.option != f.option.Single for name, f in zip(names, formal, strict=False))
+            needed = sum(f.option == f.option.Single for f in formal[: len(names)])
+            if not low <= len(names) <= high or required < needed:
+                raise FormatError(f"{self.file.label}: {self.called(node)} has {what} {list(names)}; it takes {low} to {high}")
 
     def _check_conv(self, node: onnx.NodeProto) -> None:
         """The rules of Conv that its schema does not check: rank and channels of the weight."""
@@ -269,9 +280,8 @@ class ShapeInference:
 
     def _fold(self, node: onnx.NodeProto) -> None:
         results = [name for name in node.output if name]
-        if node.op_type == "Shape" and node.domain == "":
-            pass  # needs the operand's shape alone
-        elif any(self.value(name) is None for name in node.input if name):
+        needs_values = node.op_type != "Shape"
+        if not node.input or (needs_values and any(self.value(name) is None for name in node.input if name)):
             return
         if any(_count(self.of(name)[1]) > KNOWN_LIMIT for name in results):
             return
