@@ -275,37 +275,21 @@ def _assembled(
 
 
 def _without_memory(build: Callable[[], Any], source: str) -> Any:
-    """`build()` on the meta device with initialisation skipped; for real, still without initialisation, if it does not work there."""
-    import torch
+    """`build()` without the memory and the drawing of its weights; in real memory when its constructor looks at values."""
+    from .compiler.weightless import weightless
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with torch.device("meta"), _no_initialisation():
+            with weightless(meta=True):
                 return build()
-        except Exception as on_meta:
+        except Exception as first:
             with _user_code(f"building {source!r}"):
                 try:
-                    with _no_initialisation():
+                    with weightless(meta=False):
                         return build()
-                except Exception as for_real:
-                    raise for_real from on_meta
-
-
-@contextlib.contextmanager
-def _no_initialisation() -> Iterator[None]:
-    """Inside: the functions of `torch.nn.init` return their tensor as it is (values do not change a graph)."""
-    from torch.nn import init
-
-    names = [n for n in dir(init) if n.endswith("_") and not n.startswith("_") and callable(getattr(init, n))]
-    saved = {n: getattr(init, n) for n in names}
-    try:
-        for n in names:
-            setattr(init, n, lambda tensor, *args, **kwargs: tensor)
-        yield
-    finally:
-        for n, function in saved.items():
-            setattr(init, n, function)
+                except Exception as second:
+                    raise second from first
 
 
 def _parts(source: str, made: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:

@@ -8,7 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from ..compiler.graph import ITEMSIZE, Graph
+from .liveness import Lifetimes
 
 WORKSPACE = "workspace"
 
@@ -172,3 +175,29 @@ def _depth_first(paths: list[str]) -> list[str]:
         ordered.append(path)
         stack.extend(reversed(children.get(path, ())))
     return ordered
+
+
+def profile_by(lifetimes: Lifetimes, keys: Sequence[str], workspace_keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Live bytes per step split by key: int64 (n_steps,) each, summing to `lifetimes.live`; keys by their largest value.
+
+    `keys`: one per storage; `workspace_keys`: one per node, for its workspace. O(storages + steps x keys).
+    """
+    graph, n = lifetimes.graph, len(lifetimes.order)
+    change: dict[str, np.ndarray] = {}
+    for s in np.flatnonzero(lifetimes.birth >= 0).tolist():
+        nbytes = graph.storages[s].nbytes
+        if nbytes:
+            row = change.setdefault(keys[s], np.zeros(n + 1, np.int64))
+            row[lifetimes.birth[s]] += nbytes
+            row[lifetimes.death[s]] -= nbytes
+    profile = {key: np.cumsum(row[:n]) for key, row in change.items()}
+    for step, v in enumerate(lifetimes.order):
+        if graph.nodes[v].workspace:
+            profile.setdefault(workspace_keys[v], np.zeros(n, np.int64))[step] += graph.nodes[v].workspace
+    return dict(sorted(profile.items(), key=lambda item: (-int(item[1].max(initial=0)), item[0])))
+
+
+def profile_by_role(lifetimes: Lifetimes) -> dict[str, np.ndarray]:
+    """`profile_by` storage role, kernel workspace under `workspace`."""
+    graph = lifetimes.graph
+    return profile_by(lifetimes, [s.role for s in graph.storages], [WORKSPACE] * len(graph.nodes))

@@ -1,0 +1,110 @@
+"use strict";
+// The data of the page and what follows from it: live bytes per step and category, what is alive, who is who.
+
+const DATA = JSON.parse(document.getElementById("data").textContent);
+const TEXT = DATA.strings;
+const NODES = DATA.nodes;
+const STORAGES = DATA.storages;
+const VIEWS = new Map(DATA.views.map((view) => [view.key, view]));
+const PALETTE = ["#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#c4a000"];
+const OTHER = "#9498a0";
+const ROLE_COLOR = { activation: "#4269d0", input: "#6cc5b0", gradient: "#a463f2", optimizer_state: "#efb118", workspace: "#ff725c" };
+const WORKSPACE = "workspace";
+
+const formatInt = (n) => Math.round(n).toLocaleString("en-US");
+
+function formatBytes(n) {
+  let size = n;
+  for (const unit of ["B", "KiB", "MiB", "GiB", "TiB"]) {
+    if (Math.abs(size) < 1023.5 || unit === "TiB") {
+      if (unit === "B") return `${Math.round(size)} B`;
+      return `${size.toFixed(size >= 99.95 ? 0 : size >= 9.995 ? 1 : 2)} ${unit}`;
+    }
+    size /= 1024;
+  }
+}
+
+function formatCount(n) {
+  let size = n;
+  for (const unit of ["", "k", "M", "G", "T"]) {
+    if (Math.abs(size) < 999.5 || unit === "T") return unit ? `${size.toFixed(size >= 99.95 ? 0 : size >= 9.995 ? 1 : 2)} ${unit}` : `${size}`;
+    size /= 1000;
+  }
+}
+
+const formatShare = (part, whole) => (whole ? `${Math.round((100 * part) / whole)} %` : "");
+const shortOp = (op) => op.replace(/^aten\.|^onnx\./, "").replace(/\.default$/, "");
+const within = (scope, path) => path === "" || scope === path || scope.startsWith(path + ".");
+
+const scopeOf = (node) => (node < 0 ? "" : TEXT[NODES.scope[node]]);
+const roleOf = (i) => TEXT[STORAGES.role[i]];
+const makerOf = (i) => (STORAGES.node[i] < 0 ? `input ${TEXT[STORAGES.name[i]]}`.trim() : shortOp(TEXT[NODES.op[STORAGES.node[i]]]));
+
+// The module groups that colours stand for: the shallowest level that has at least four, its nine largest and "other".
+const GROUPS = (() => {
+  const bytes = new Map();
+  const scopes = STORAGES.node.map(scopeOf);
+  const levelled = (depth) => new Set(scopes.map((scope) => scope.split(".").slice(0, depth).join(".")));
+  let depth = 1;
+  while (depth < 6 && levelled(depth).size < 4 && levelled(depth + 1).size > levelled(depth).size) depth++;
+  const nameOf = (scope) => scope.split(".").slice(0, depth).join(".") || "model";
+  scopes.forEach((scope, i) => bytes.set(nameOf(scope), (bytes.get(nameOf(scope)) || 0) + STORAGES.nbytes[i]));
+  const largest = new Set([...bytes].sort((a, b) => b[1] - a[1]).slice(0, PALETTE.length - 1).map(([name]) => name));
+  const seen = [];
+  for (const scope of scopes) if (largest.has(nameOf(scope)) && !seen.includes(nameOf(scope))) seen.push(nameOf(scope));
+  return { of: (scope) => (largest.has(nameOf(scope)) ? nameOf(scope) : "other"), color: new Map(seen.map((name, i) => [name, PALETTE[i]])) };
+})();
+
+const CATEGORY = {
+  role: { storage: roleOf, workspace: () => WORKSPACE, color: (name) => ROLE_COLOR[name] || OTHER },
+  module: {
+    storage: (i) => GROUPS.of(scopeOf(STORAGES.node[i])),
+    workspace: (node) => GROUPS.of(scopeOf(node)),
+    color: (name) => GROUPS.color.get(name) || OTHER,
+  },
+};
+
+// Live bytes per step, in total and per category; remembered, since every pointer move asks for it.
+const profiles = new Map();
+function profile(key, coloring) {
+  const id = `${key}/${coloring}`;
+  if (profiles.has(id)) return profiles.get(id);
+  const view = VIEWS.get(key);
+  const category = CATEGORY[coloring];
+  const n = view.order.length;
+  const rows = new Map();
+  const row = (name) => {
+    if (!rows.has(name)) rows.set(name, new Float64Array(n + 1));
+    return rows.get(name);
+  };
+  STORAGES.nbytes.forEach((nbytes, i) => {
+    if (view.birth[i] < 0) return;
+    const change = row(category.storage(i));
+    change[view.birth[i]] += nbytes;
+    change[view.death[i]] -= nbytes;
+  });
+  for (const change of rows.values()) for (let s = 1; s < n; s++) change[s] += change[s - 1];
+  view.order.forEach((node, s) => {
+    if (NODES.workspace[node]) row(category.workspace(node))[s] += NODES.workspace[node];
+  });
+  const live = new Float64Array(n);
+  for (const values of rows.values()) for (let s = 0; s < n; s++) live[s] += values[s];
+  const most = (values) => values.subarray(0, n).reduce((a, b) => Math.max(a, b), 0);
+  const bands = [...rows].map(([name, values]) => ({ name, values, most: most(values), color: category.color(name) }));
+  bands.sort((a, b) => (a.name === "other") - (b.name === "other") || b.most - a.most);
+  const result = { live, bands };
+  profiles.set(id, result);
+  return result;
+}
+
+// What is alive at a step, largest first; the running kernel's workspace is a row with storage -1.
+function aliveAt(key, step) {
+  const view = VIEWS.get(key);
+  const rows = [];
+  STORAGES.nbytes.forEach((nbytes, i) => {
+    if (view.birth[i] >= 0 && view.birth[i] <= step && step < view.death[i]) rows.push({ storage: i, nbytes, node: STORAGES.node[i] });
+  });
+  const node = view.order[step];
+  if (NODES.workspace[node]) rows.push({ storage: -1, nbytes: NODES.workspace[node], node });
+  return rows.sort((a, b) => b.nbytes - a.nbytes);
+}
