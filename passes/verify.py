@@ -142,7 +142,7 @@ def _peak(graph: Graph, order: Sequence[int], inputs: str) -> int:
     held = sum(graph.storages[s].nbytes for s in alive)
     peak = 0
     for step, v in enumerate(order):
-        for s in touched[step] & born_inside - alive:
+        for s in (touched[step] & born_inside) - alive:
             alive.add(s)
             held += graph.storages[s].nbytes
         peak = max(peak, held + graph.nodes[v].workspace)
