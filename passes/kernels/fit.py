@@ -1,0 +1,40 @@
+"""First fit and best fit, as one plain function: called as it is on small problems, compiled by `kernels.offsets` on large ones."""
+
+from __future__ import annotations
+
+
+def fit(order, lower, upper, size, best, limit, stack, offset):
+    """Place blocks in `order`, each in the lowest (`best` false) or tightest (`best` true) gap; returns the height.
+
+    `stack` (scratch) keeps the placed blocks by offset; `offset` receives the result. Gives up and returns the height so far
+    when that reaches `limit`. O(n^2).
+    """
+    height = 0
+    for k in range(len(order)):
+        block = order[k]
+        born, dies, nbytes = lower[block], upper[block], size[block]
+        top, spot, tightest = 0, -1, -1
+        for i in range(k):
+            other = stack[i]
+            if lower[other] < dies and born < upper[other]:
+                gap = offset[other] - top
+                if gap >= nbytes and (spot < 0 or gap < tightest):
+                    spot, tightest = top, gap
+                    if not best:
+                        break
+                end = offset[other] + size[other]
+                if end > top:
+                    top = end
+        if spot < 0:
+            spot = top
+        offset[block] = spot
+        if spot + nbytes > height:
+            height = spot + nbytes
+            if height >= limit:
+                return height
+        i = k
+        while i > 0 and offset[stack[i - 1]] > spot:
+            stack[i] = stack[i - 1]
+            i -= 1
+        stack[i] = block
+    return height

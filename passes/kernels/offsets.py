@@ -1,0 +1,189 @@
+"""Kernels of `passes.offsets`: fitting, hill climbing over placement orders, and the canonical search.
+
+The search is in the manner of MiniMalloc (Moffitt, ASPLOS 2023). Some optimal layout rests every block on the floor or on
+another block, so blocks are placed in order of (offset, rank), each at the lowest offset that those below it leave: a
+choice of the next block, never of an address. A choice dies when
+- another block would fit whole below it (placing that one first is never worse),
+- a block passed over can no longer be lifted past the ones that went before it, or
+- in some section of time, the lowest offset still possible there plus the bytes still to place exceeds the capacity.
+Parts of time that no open block connects any more are searched apart: the failure of one is the failure of the choice.
+
+Tables are int64. `blocks` (n, 7), `sections` (m, 2) and `counters` (6,) have the columns named below.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from .fit import fit as _fit
+
+FIRST, END, SIZE, LOW, PLACED, TWIN, OFFSET = range(7)
+REST, CROSSING = range(2)
+NODES, NODE_LIMIT, TRAIL, WORK, CAPACITY, NEXT_CAPACITY = range(6)
+INFEASIBLE, FOUND, UNDECIDED = 0, 1, -1
+
+fit = njit(cache=True, nogil=True)(_fit)
+
+
+@njit(cache=True, nogil=True)
+def climb(order, lower, upper, size, best, goal, tries, seed, offset):
+    """Improve the placement `order` in place by moving the blocks that make the height; returns the height reached.
+
+    Each of `tries` steps takes one of the highest blocks and puts it before a random earlier one, or makes the two change
+    places, and keeps what is no higher. Stops at `goal`. `offset` receives the layout.
+    """
+    n = len(order)
+    stack = np.empty(n, np.int64)
+    trial = np.empty(n, np.int64)
+    candidate = order.copy()
+    height = fit(order, lower, upper, size, best, 1 << 62, stack, offset)
+    state = np.uint64(seed * 2 + 1)
+    for _ in range(tries):
+        if height <= goal:
+            break
+        state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+        draw = np.int64(state >> np.uint64(33))
+        k = draw % n
+        while offset[order[k]] + size[order[k]] < height:
+            k = (k + 1) % n
+        if k == 0:
+            continue
+        state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+        draw = np.int64(state >> np.uint64(33))
+        to = (draw >> 1) % k
+        candidate[:] = order
+        if draw & 1:
+            candidate[to], candidate[k] = order[k], order[to]
+        else:
+            candidate[to + 1 : k + 1] = order[to:k]
+            candidate[to] = order[k]
+        reached = fit(candidate, lower, upper, size, best, height + 1, stack, trial)
+        if reached <= height:
+            height = reached
+            order[:] = candidate
+            offset[:] = trial
+    return height
+
+
+@njit(cache=True, nogil=True)
+def _place(block, blocks, sections, overlap_at, overlaps, alive_at, alive, trail, counters):
+    """Put `block` at its lowest offset and lift what overlaps it; False when some section cannot hold its rest any more."""
+    capacity = counters[CAPACITY]
+    offset = blocks[block, LOW]
+    nbytes = blocks[block, SIZE]
+    top = offset + nbytes
+    first, end = blocks[block, FIRST], blocks[block, END]
+    blocks[block, PLACED] = 1
+    blocks[block, OFFSET] = offset
+    for t in range(first, end):
+        sections[t, REST] -= nbytes
+    for t in range(first + 1, end):
+        sections[t, CROSSING] -= 1
+    for i in range(overlap_at[block], overlap_at[block + 1]):
+        other = overlaps[i]
+        if blocks[other, PLACED] == 0 and blocks[other, LOW] < top:
+            k = counters[TRAIL]
+            trail[k, 0] = other
+            trail[k, 1] = blocks[other, LOW]
+            counters[TRAIL] = k + 1
+            blocks[other, LOW] = top
+            if top + blocks[other, SIZE] > capacity:
+                counters[NEXT_CAPACITY] = min(counters[NEXT_CAPACITY], top + blocks[other, SIZE])
+                return False
+            first = min(first, blocks[other, FIRST])
+            end = max(end, blocks[other, END])
+    for t in range(first, end):
+        rest = sections[t, REST]
+        if rest > 0:
+            floor = capacity
+            for i in range(alive_at[t], alive_at[t + 1]):
+                other = alive[i]
+                if blocks[other, PLACED] == 0 and blocks[other, LOW] < floor:
+                    floor = blocks[other, LOW]
+            floor = max(floor, offset)
+            if floor + rest > capacity:
+                counters[NEXT_CAPACITY] = min(counters[NEXT_CAPACITY], floor + rest)
+                return False
+    return True
+
+
+@njit(cache=True, nogil=True)
+def _lift_off(block, blocks, sections):
+    blocks[block, PLACED] = 0
+    first, end = blocks[block, FIRST], blocks[block, END]
+    for t in range(first, end):
+        sections[t, REST] += blocks[block, SIZE]
+    for t in range(first + 1, end):
+        sections[t, CROSSING] += 1
+
+
+@njit(cache=True, nogil=True)
+def search(start, stop, w0, w1, after, rank, blocks, sections, overlap_at, overlaps, alive_at, alive, trail, work, counters):
+    """Lay out the open blocks `work[w0:w1]`, which live in sections [start, stop), after the choice (offset `after`, `rank`).
+
+    Returns FOUND (offsets in `blocks`), INFEASIBLE, or UNDECIDED at the node limit; after the latter two the tables are as
+    before. A block's rank is its row. `counters[NEXT_CAPACITY]` falls to the least capacity at which some refused choice
+    would have been looked at: no smaller one can succeed where this one failed.
+    """
+    if w0 == w1:
+        return FOUND
+    heaviest = 0
+    for t in range(start, stop):
+        heaviest = max(heaviest, sections[t, REST])
+    least_top = 1 << 62
+    for i in range(w0, w1):
+        least_top = min(least_top, max(blocks[work[i], LOW], after) + blocks[work[i], SIZE])
+    while True:
+        offset, block = least_top, -1
+        for i in range(w0, w1):
+            b = work[i]
+            low = blocks[b, LOW]
+            later = low > after or (low == after and b > rank)
+            if later and (low < offset or (low == offset and 0 <= b < block)):
+                twin = blocks[b, TWIN]
+                if twin < 0 or blocks[twin, PLACED] == 1:
+                    offset, block = low, b
+        if block < 0:
+            return INFEASIBLE
+        if offset + heaviest > counters[CAPACITY]:
+            counters[NEXT_CAPACITY] = min(counters[NEXT_CAPACITY], offset + heaviest)
+            return INFEASIBLE
+        if counters[NODES] >= counters[NODE_LIMIT]:
+            return UNDECIDED
+        counters[NODES] += 1
+        after, rank = offset, block
+        trail_mark, work_mark = counters[TRAIL], counters[WORK]
+        result = INFEASIBLE
+        if _place(block, blocks, sections, overlap_at, overlaps, alive_at, alive, trail, counters):
+            result = FOUND
+            t = start
+            while t < stop and result == FOUND:
+                if sections[t, REST] == 0:
+                    t += 1
+                    continue
+                e = t + 1
+                while e < stop and sections[e, CROSSING] > 0:
+                    e += 1
+                k = work_mark
+                for i in range(w0, w1):
+                    b = work[i]
+                    if b != block and t <= blocks[b, FIRST] < e:
+                        work[k] = b
+                        k += 1
+                counters[WORK] = k
+                result = search(
+                    t, e, work_mark, k, offset, block, blocks, sections, overlap_at, overlaps, alive_at, alive, trail, work, counters
+                )
+                t = e
+            counters[WORK] = work_mark
+        if result == FOUND:
+            return FOUND
+        for i in range(w0, w1):
+            if blocks[work[i], PLACED] == 1:
+                _lift_off(work[i], blocks, sections)
+        while counters[TRAIL] > trail_mark:
+            counters[TRAIL] -= 1
+            blocks[trail[counters[TRAIL], 0], LOW] = trail[counters[TRAIL], 1]
+        if result == UNDECIDED:
+            return UNDECIDED
