@@ -55,13 +55,16 @@ def _conv_tbc(call: Call) -> Work:
     return Work(y.numel * weight.shape[0] * weight.shape[1], y.numel)
 
 
-def _deform_conv2d(call: Call) -> Work:
+def deformable_work(x: Tensor, weight: Tensor, y: Tensor, *, masked: bool, biased: bool) -> Work:
     """An ordinary convolution over bilinearly sampled inputs (seven FLOPs a sample), optionally modulated by a mask."""
-    weight, y = call.tensor(1, "weight"), call.output()
-    samples = y.shape[0] * call.tensor(0, "input").shape[1] * prod(y.shape[2:]) * prod(weight.shape[2:])
-    mask, bias = call.maybe(3, "mask"), call.maybe(4, "bias")
-    modulated = samples if mask is not None and mask.numel else 0
-    return Work(y.numel * prod(weight.shape[1:]), 7 * samples + modulated + (y.numel if bias is not None else 0))
+    samples = y.shape[0] * x.shape[1] * prod(y.shape[2:]) * prod(weight.shape[2:])
+    return Work(y.numel * prod(weight.shape[1:]), samples * (7 + masked) + y.numel * biased)
+
+
+def _deform_conv2d(call: Call) -> Work:
+    """torchvision's op (input, weight, offset, mask, bias, ..., use_mask)."""
+    masked = bool(call.value(13, "use_mask", True))
+    return deformable_work(call.tensor(0, "input"), call.tensor(1, "weight"), call.output(), masked=masked, biased=True)
 
 
 def product(left: int, inner: int = -1, *, added: int | None = None) -> Callable[[Call], Work]:

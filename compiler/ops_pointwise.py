@@ -41,12 +41,12 @@ FORMULAS = {
     "rrelu_with_noise": 2,
     "prelu": 2,
     "_prelu_kernel": 2,
-    "elu": 3,  # x > 0 ? x : a (exp(x) - 1)
-    "celu": 4,
-    "selu": 4,
+    "elu": 4,  # x > 0 ? x : a (exp(x) - 1)
+    "celu": 5,
+    "selu": 5,
     "silu": 2,  # x sigmoid(x)
     "log_sigmoid_forward": 2,
-    "softplus": 4,  # log(1 + exp(b x)) / b
+    "softplus": 5,  # log(1 + exp(b x)) / b
     "softshrink": 3,
     "hardshrink": 2,
     "mish": 5,  # x tanh(log(1 + exp(x)))

@@ -81,7 +81,7 @@ def test_tokens_stay_below_the_vocabulary():
     (tokens,) = reference_model("bert_tiny")[1](batch=3, length=9)
     assert tokens.shape == (3, 9)
     assert tokens.dtype == torch.int64
-    assert 0 <= int(tokens.min()) and int(tokens.max()) < 30_522
+    assert int(tokens.min()) >= 0 and int(tokens.max()) < 30_522
 
 
 def test_a_wrong_name_suggests_the_nearest():
