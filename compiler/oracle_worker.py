@@ -162,7 +162,18 @@ def _rnn_backward_arguments(args: list[Any]) -> list[Any]:
     return [*args[:7], output, hy, cy, *args[10:22], workspace, *args[23:]]
 
 
-_PREPARE: dict[str, Callable[[list[Any]], list[Any]]] = {"aten.mkldnn_rnn_layer_backward.default": _rnn_backward_arguments}
+def _batch_norm_backward_arguments(args: list[Any]) -> list[Any]:
+    """Saved statistics have the weight's dtype; fake tensors give them the input's."""
+    weight = args[2]
+    if weight is None or weight.dtype == args[1].dtype:
+        return args
+    return [*args[:5], *(t if t is None else t.to(weight.dtype) for t in args[5:7]), *args[7:]]
+
+
+_PREPARE: dict[str, Callable[[list[Any]], list[Any]]] = {
+    "aten.mkldnn_rnn_layer_backward.default": _rnn_backward_arguments,
+    "aten.native_batch_norm_backward.default": _batch_norm_backward_arguments,
+}
 
 
 def _limit_memory(nbytes: int) -> None:

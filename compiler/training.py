@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch._C._autograd import _top_saved_tensors_default_hooks
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
@@ -139,7 +138,6 @@ def trace_training(
             _declare_state(recorder, parameters, optim)
             with recorder, recorder.scopes(model):
                 loop.step(model, fake_args, fake_kwargs, optim, recorder.in_phase, lambda: _name_state(recorder, parameters, optim))
-                recorder.notice_hidden()
         graph = recorder.finish(**graph_meta(model, device=device, mode="training"), training=_facts(loop, optim, step))
     return accumulate_in_place(graph, recorder.mergeable)
 
@@ -178,7 +176,7 @@ class TrainingRecorder(Recorder):
     def __init__(self, name: str, *, fakes: Fakes):
         super().__init__(name, fakes=fakes)
         self.mergeable: list[int] = []
-        self._suspect: weakref.ref[torch.Tensor] | None = None
+        self._suspects: list[tuple[weakref.ref[torch.Tensor], str]] = []
 
     @contextlib.contextmanager
     def in_phase(self, phase: str) -> Iterator[None]:
@@ -191,7 +189,8 @@ class TrainingRecorder(Recorder):
             self.phase = before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        self.notice_hidden()
+        if self._suspects:
+            self.notice_hidden()
         known = self.node_id
         out = super().__torch_dispatch__(func, types, args, kwargs)
         if self.node_id == known:
@@ -200,35 +199,36 @@ class TrainingRecorder(Recorder):
         if torch.is_grad_enabled():
             assert isinstance(node.attrs, dict)
             node.attrs["grad"] = True
-            if isinstance(out, torch.Tensor) and _number_as_tensor(func, args) and _hooks_absent():
-                self._suspect = weakref.ref(out)
+            if isinstance(out, torch.Tensor):
+                self._suspects.extend((weakref.ref(out), name) for name in _numbers_as_tensors(func, args))
         elif func is torch.ops.aten.add.Tensor and self.phase == "backward" and _may_be_overwritten(args):
             self.mergeable.append(node.id)
         return out
 
     def notice_hidden(self) -> None:
-        """Give a node to the number that autograd saved for the last op, if it did: an 8-byte tensor made without dispatch."""
-        suspect = self._suspect() if self._suspect is not None else None
-        self._suspect = None
-        if suspect is None or suspect.grad_fn is None:
-            return
-        for name in ("_saved_other", "_saved_self"):
-            saved = getattr(suspect.grad_fn, name, None)
+        """Give a node to each number that autograd saved for the last ops: an 8-byte tensor made without dispatch.
+
+        Numbers are saved past any saved-tensor hooks, so looking at one never starts a recomputation.
+        """
+        unsettled = []
+        for suspect, name in self._suspects:
+            result = suspect()
+            if result is None:
+                continue
+            if result.grad_fn is None:
+                unsettled.append((suspect, name))
+                continue
+            saved = getattr(result.grad_fn, f"_saved_{name}", None)
             if isinstance(saved, torch.Tensor) and not isinstance(saved, FakeTensor) and self.storage_id(saved) is None:
                 self.event("neaptide.saved_number", saved)
+        self._suspects = unsettled
 
 
-def _number_as_tensor(func: Any, args: tuple) -> bool:
-    """Whether a Python number stands where the schema wants a tensor."""
-    return any(
-        isinstance(value, int | float) and isinstance(argument.type, torch.TensorType)
-        for value, argument in zip(args, func._schema.arguments, strict=False)
-    )
-
-
-def _hooks_absent() -> bool:
-    """Whether autograd saves tensors itself, rather than through hooks such as those of activation checkpointing."""
-    return _top_saved_tensors_default_hooks(True) is None
+def _numbers_as_tensors(func: Any, args: tuple) -> Iterator[str]:
+    """Names of the arguments where a Python number stands for a tensor."""
+    for value, argument in zip(args, func._schema.arguments, strict=False):
+        if isinstance(value, int | float) and isinstance(argument.type, torch.TensorType):
+            yield argument.name
 
 
 def _may_be_overwritten(args: tuple) -> bool:
