@@ -98,8 +98,21 @@ def _parse(data: bytes, label: str) -> onnx.ModelProto:
     return model
 
 
+def _check_text(message: Any, label: str) -> None:
+    """Raise `FormatError` for a string that is not UTF-8, which protobuf hands over as bytes."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            for text in (value,) if isinstance(value, (str, bytes)) else value:
+                if isinstance(text, bytes):
+                    raise FormatError(f"{label} holds the {field.full_name} {text[:40]!r}, which is not UTF-8 text")
+        elif field.type == field.TYPE_MESSAGE:
+            for part in (value,) if hasattr(value, "ListFields") else value:
+                _check_text(part, label)
+
+
 def _check_header(file: OnnxFile) -> None:
     model = file.model
+    _check_text(model, file.label)
     if not model.HasField("graph") or not (model.graph.node or model.graph.output):
         raise FormatError(f"{file.label} is not an ONNX model: it holds no graph")
     if not model.opset_import:

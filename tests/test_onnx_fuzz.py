@@ -51,8 +51,8 @@ def seed_models() -> list[bytes]:
     weights = [
         numpy_helper.from_array(np.ones((2, 2, 3, 3), np.float32), "w"), numpy_helper.from_array(np.array([1]), "one"),
         numpy_helper.from_array(np.array([0]), "zero"), numpy_helper.from_array(np.array([2]), "two"),
-        numpy_helper.from_array(np.int64(3), "trips"), numpy_helper.from_array(np.int64(0), "r0"),
-        numpy_helper.from_array(np.int64(9), "r9"), numpy_helper.from_array(np.int64(1), "r1"),
+        numpy_helper.from_array(np.array(3), "trips"), numpy_helper.from_array(np.array(0), "r0"),
+        numpy_helper.from_array(np.array(9), "r9"), numpy_helper.from_array(np.array(1), "r1"),
     ]  # fmt: skip
     outside = TensorProto(name="far", data_type=FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
     outside.external_data.add(key="location", value="far.bin")
