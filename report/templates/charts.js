@@ -26,15 +26,10 @@ function prepare(canvas) {
 const xOf = (plot, step, range) => plot.x + ((step - range[0]) / (range[1] - range[0])) * plot.w;
 const stepAt = (plot, x, range) => Math.min(range[1] - 1, Math.max(range[0], Math.floor(range[0] + ((x - plot.x) / plot.w) * (range[1] - range[0]))));
 
-// Round steps for an axis: 1, 2 or 5 times a power of ten, or of 1024 for bytes.
+// Round steps for an axis: powers of two for bytes; 1, 2 or 5 times a power of ten for counts.
 function ticks(top, wanted, binary) {
-  let unit = 1;
-  if (binary) while (unit * 1024 <= top / 2) unit *= 1024;
-  let step = unit;
-  for (const factor of [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000]) {
-    step = unit * factor;
-    if (top / step <= wanted) break;
-  }
+  let step = 1;
+  for (let i = 0; top / step > wanted; i++) step *= binary ? 2 : i % 3 === 1 ? 2.5 : 2;
   const marks = [];
   for (let at = 0; at <= top; at += step) marks.push(at);
   return marks;

@@ -6,7 +6,7 @@ const TEXT = DATA.strings;
 const NODES = DATA.nodes;
 const STORAGES = DATA.storages;
 const VIEWS = new Map(DATA.views.map((view) => [view.key, view]));
-const PALETTE = ["#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#c4a000"];
+const PALETTE = ["#4269d0", "#efb118", "#3ca951", "#6cc5b0", "#d15cb4", "#ff8ab7", "#a463f2", "#97bbf5", "#9c6b4e", "#c4a000"];
 const OTHER = "#9498a0";
 const ROLE_COLOR = { activation: "#4269d0", input: "#6cc5b0", gradient: "#a463f2", optimizer_state: "#efb118", workspace: "#ff725c" };
 const WORKSPACE = "workspace";
@@ -59,10 +59,13 @@ const CATEGORY = {
   role: { storage: roleOf, workspace: () => WORKSPACE, color: (name) => ROLE_COLOR[name] || OTHER },
   module: {
     storage: (i) => GROUPS.of(scopeOf(STORAGES.node[i])),
-    workspace: (node) => GROUPS.of(scopeOf(node)),
-    color: (name) => GROUPS.color.get(name) || OTHER,
+    workspace: () => WORKSPACE,
+    color: (name) => (name === WORKSPACE ? ROLE_COLOR.workspace : GROUPS.color.get(name) || OTHER),
   },
 };
+
+// Modules tell more than roles where nearly everything is an activation.
+const FIRST_COLOR = GROUPS.color.size > 1 && new Set(STORAGES.role).size < 3 ? "module" : "role";
 
 // Live bytes per step, in total and per category; remembered, since every pointer move asks for it.
 const profiles = new Map();

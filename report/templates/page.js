@@ -9,7 +9,7 @@ const ROWS = 300;
 
 const state = {
   view: DATA.inUse,
-  color: "role",
+  color: FIRST_COLOR,
   range: [0, Math.max(1, VIEWS.get(DATA.inUse).order.length)],
   hover: null,
   pinned: VIEWS.get(DATA.inUse).peakStep,
@@ -55,7 +55,8 @@ function showControls() {
   for (const button of document.querySelectorAll("#views button")) button.setAttribute("aria-pressed", String(button.dataset.view === state.view));
   for (const button of document.querySelectorAll("#colors button")) button.setAttribute("aria-pressed", String(button.dataset.color === state.color));
   const { bands } = profile(state.view, state.color);
-  byId("legend").replaceChildren(...bands.map((band) => element("span", { "--swatch": band.color }, band.name)));
+  const kinds = new Map(state.color === "module" ? MODULES.map((m) => [m.path, m.kind]) : []);
+  byId("legend").replaceChildren(...bands.map((band) => element("span", { "--swatch": band.color }, `${band.name} ${kinds.get(band.name) || ""}`.trim())));
   const inUse = VIEWS.get(DATA.inUse);
   const gaps = DATA.arena - inUse.peak;
   byId("arena-note").textContent = `${inUse.title.toLowerCase()}, height ${formatInt(DATA.arena)} B, ${gaps ? `${formatInt(gaps)} B lost in gaps` : "no gaps at the peak"}`;
