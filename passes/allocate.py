@@ -106,7 +106,7 @@ def allocate(
     `capacity`, or after about `time_limit` seconds. Raises `OrderError` for an order that breaks a dependency and `PlanError`
     when `capacity` is not reached, naming bound, best arena found, and the largest storages at the peak.
     """
-    order: Sequence[int] | None = getattr(schedule, "order", schedule)
+    order: Sequence[int] | None = getattr(schedule, "order", schedule)  # a Schedule, or an order as it is
     ranges = liveness(graph, order, inputs=inputs)
     storages = np.flatnonzero(ranges.death > ranges.birth)
     steps = np.array([t for t, v in enumerate(ranges.order) if graph.nodes[v].workspace], np.int64)

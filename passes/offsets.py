@@ -111,10 +111,11 @@ class _Layout:
                 if self.height <= goal:
                     return
                 scratch = ([0] * n, [0] * n) if plain else (np.empty(n, np.int64), np.empty(n, np.int64))
-                height = int(fit(order.tolist() if plain else order, *tables, best, self.height, *scratch))
+                fit(order.tolist() if plain else order, *tables, best, goal, 1 << 62, *scratch)
+                offset = np.array(scratch[1], np.int64)
+                height = int((offset + self.size).max())
                 if height < self.height:
-                    self.height = height
-                    self.offset = np.array(scratch[1], np.int64)
+                    self.height, self.offset = height, offset
                     self.method = f"{'best' if best else 'first'} fit by {name}"
 
     def take(self, part: _Part) -> None:
@@ -356,6 +357,6 @@ def _kernels():
     one = _Part(np.zeros(1, np.int64), np.ones(1, np.int64), np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64))
     _Search(one, np.zeros(1, np.int64)).run(kernels, 1, 10, time.perf_counter() + 1)
     scratch = np.zeros(1, np.int64)
-    kernels.fit(scratch, one.lower, one.upper, one.size, True, 2, scratch.copy(), scratch.copy())
+    kernels.fit(scratch, one.lower, one.upper, one.size, True, 2, 2, scratch.copy(), scratch.copy())
     kernels.climb(scratch.copy(), one.lower, one.upper, one.size, True, 1, 1, 1, scratch.copy())
     return kernels

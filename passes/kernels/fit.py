@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 
-def fit(order, lower, upper, size, best, limit, stack, offset):
-    """Place blocks in `order`, each in the lowest (`best` false) or tightest (`best` true) gap; returns the height.
+def fit(order, lower, upper, size, best, goal, limit, stack, offset):
+    """Place blocks in `order`, each in the lowest (`best` false) or tightest (`best` true) gap; returns the excess.
 
-    `stack` (scratch) keeps the placed blocks by offset; `offset` receives the result. Gives up and returns the height so far
-    when that reaches `limit`. O(n^2).
+    That is the sum over blocks of the bytes by which they end above `goal`. `stack` (scratch) keeps the placed blocks by
+    offset; `offset` receives the result. Gives up, and returns the excess so far, once that is above `limit`. O(n^2).
     """
-    height = 0
+    excess = 0
     for k in range(len(order)):
         block = order[k]
         born, dies, nbytes = lower[block], upper[block], size[block]
@@ -28,13 +28,13 @@ def fit(order, lower, upper, size, best, limit, stack, offset):
         if spot < 0:
             spot = top
         offset[block] = spot
-        if spot + nbytes > height:
-            height = spot + nbytes
-            if height >= limit:
-                return height
+        if spot + nbytes > goal:
+            excess += spot + nbytes - goal
+            if excess > limit:
+                return excess
         i = k
         while i > 0 and offset[stack[i - 1]] > spot:
             stack[i] = stack[i - 1]
             i -= 1
         stack[i] = block
-    return height
+    return excess

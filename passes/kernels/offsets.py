@@ -28,42 +28,56 @@ fit = njit(cache=True, nogil=True)(_fit)
 
 @njit(cache=True, nogil=True)
 def climb(order, lower, upper, size, best, goal, tries, seed, offset):
-    """Improve the placement `order` in place by moving the blocks that make the height; returns the height reached.
+    """Improve the placement `order` in place until nothing ends above `goal`; returns the excess reached.
 
-    Each of `tries` steps takes one of the highest blocks and puts it before a random earlier one, or makes the two change
-    places, and keeps what is no higher. Stops at `goal`. `offset` receives the layout.
+    Each of `tries` steps takes a block that ends above the goal and an earlier one alive with it, moves it there or makes
+    the two change places, and keeps what has no more excess (the sum of what ends above, so that far parts of time improve
+    one by one). `offset` receives the lowest layout seen.
     """
     n = len(order)
     stack = np.empty(n, np.int64)
     trial = np.empty(n, np.int64)
     candidate = order.copy()
-    height = fit(order, lower, upper, size, best, 1 << 62, stack, offset)
+    excess = fit(order, lower, upper, size, best, goal, 1 << 62, stack, trial)
+    current = trial.copy()
+    offset[:] = trial
+    height = (offset + size).max()
     state = np.uint64(seed * 2 + 1)
     for _ in range(tries):
-        if height <= goal:
+        if excess == 0:
             break
         state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
-        draw = np.int64(state >> np.uint64(33))
-        k = draw % n
-        while offset[order[k]] + size[order[k]] < height:
+        k = np.int64(state >> np.uint64(33)) % n
+        while current[order[k]] + size[order[k]] <= goal:
             k = (k + 1) % n
         if k == 0:
             continue
+        block = order[k]
         state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
         draw = np.int64(state >> np.uint64(33))
+        swap = draw & 1
         to = (draw >> 1) % k
+        for _ in range(k):
+            other = order[to]
+            if lower[other] < upper[block] and lower[block] < upper[other]:
+                break
+            to = (to + 1) % k
         candidate[:] = order
-        if draw & 1:
+        if swap:
             candidate[to], candidate[k] = order[k], order[to]
         else:
             candidate[to + 1 : k + 1] = order[to:k]
             candidate[to] = order[k]
-        reached = fit(candidate, lower, upper, size, best, height + 1, stack, trial)
-        if reached <= height:
-            height = reached
+        reached = fit(candidate, lower, upper, size, best, goal, excess, stack, trial)
+        if reached <= excess:
+            excess = reached
             order[:] = candidate
-            offset[:] = trial
-    return height
+            current[:] = trial
+            reached_height = (trial + size).max()
+            if reached_height < height:
+                height = reached_height
+                offset[:] = trial
+    return excess
 
 
 @njit(cache=True, nogil=True)
