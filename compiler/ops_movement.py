@@ -46,6 +46,7 @@ FACTS: dict[str, OpFacts] = {
     **{f"aten.{name}": OpFacts("data movement") for name in _MOVEMENT.split()},
     **{f"aten.{name}": OpFacts("creation") for name in _CREATION.split()},
     **{f"aten.{name}": OpFacts("random") for name in _RANDOM.split()},
+    "aten.where.default": OpFacts("data movement"),
     "aten.feature_dropout": OpFacts("random"),
     "profiler._record_function_enter_new": OpFacts("data movement"),
     "profiler._record_function_exit": OpFacts("data movement"),

@@ -221,7 +221,7 @@ def _build() -> dict[str, OpFacts]:
     losses["binary_cross_entropy_with_logits"] = 4
     for name, reduction_at in losses.items():
         facts[f"aten.{name}"] = OpFacts("reduction", _observed_loss(FORMULAS[name], reduction_at))
-    for name in ("glu", "glu_backward", "complex", "frexp", "_prelu_kernel_backward", "_fused_moving_avg_obs_fq_helper"):
+    for name in ("prelu", "glu", "glu_backward", "complex", "frexp", "_prelu_kernel_backward", "_fused_moving_avg_obs_fq_helper"):
         facts[f"aten.{name}"] = OpFacts("elementwise", facts[f"aten.{name}"].work)
     for name, n in LIST_FLOPS.items():
         facts[f"aten._foreach_{name}"] = OpFacts("elementwise" if n else "data movement", _over_list(name, n))
