@@ -244,14 +244,14 @@ class _Importer:
 
     def node(self, node: onnx.NodeProto, scope: _Scope, captures: Sequence[str] = (), workspace: int = 0) -> None:
         """Add `node`, whose results have types in `scope`."""
+        if not any(node.output):
+            raise self.error(f"{ShapeInference.called(node)} has no results")
         operands = [scope.tensors[name] if name else None for name in node.input]
         while operands and operands[-1] is None:
             operands.pop()
         inputs = [t for t in operands if t is not None] + [scope.tensors[name] for name in captures]
         alias = operands[0] if _is_view(node, scope) else None
         outputs = [self.define(name, scope, alias=alias if i == 0 else None) for i, name in enumerate(node.output) if name]
-        if not outputs:
-            raise self.error(f"{ShapeInference.called(node)} has no results")
         made = [bool(name) for name in node.output]
         while not made[-1]:
             made.pop()
@@ -393,7 +393,7 @@ class _Importer:
 
 def _is_view(node: onnx.NodeProto, scope: _Scope) -> bool:
     """Whether the first result of `node` is its first operand under another shape."""
-    if node.domain not in ("", "ai.onnx") or not node.input or not node.input[0]:
+    if node.domain not in ("", "ai.onnx") or not node.input or not node.input[0] or not node.output[0]:
         return False
     if scope.shapes.of(node.input[0])[0] != scope.shapes.of(node.output[0])[0]:
         return False
