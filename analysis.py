@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +40,7 @@ def analyze(
     alignment: int = 64,
     allow_real_run: bool = False,
     name: str | None = None,
-    progress: Progress | None = None,
+    progress: Progress | bool = False,
 ) -> Analysis:
     """Peak memory, a better order with its proof, an arena, and FLOPs of a model called as `model(*args, **kwargs)`, or of a Graph.
 
@@ -49,29 +50,45 @@ def analyze(
     `kernels`: ask the kernel oracle for the workspace of each distinct op (default: for models, not for a Graph, which is taken as it
     is). `threads`: intra-op threads the workspaces are for (default: torch's). `alignment`: of offsets in the arena, in bytes.
     `name`: what the result is called (default: the class of the model, or the graph's name).
-    `progress`: called as `progress(stage, done, total)` when a stage starts and as it advances; `total` 0 when it is not known.
+    `progress`: True for a bar on standard error once it takes more than a second; or called as `progress(stage, done, total)` when a
+    stage starts and as it advances, `total` 0 when it is not known.
 
     Raises `TraceError` when the model cannot be traced, `NeaptideError` for an unknown option.
     """
+    _one_of("inputs", inputs, (None, "caller", "planned"))
+    _one_of("order", order, ("best", "traced"))
+    with _reporter(progress) as say:
+        graph = model if isinstance(model, Graph) else _traced(model, args, kwargs, mode, loss, optimizer, device, allow_real_run, say)
+        graph = replace(graph, name=name or graph.name, meta={"modules": _classes(model), **graph.meta})
+        if kernels or (kernels is None and not isinstance(model, Graph)):
+            graph = _with_kernels(graph, threads, say)
+        policy = inputs or ("planned" if graph.meta.get("frontend") == "plain" else "caller")
+        return _analyzed(graph, policy, order, time_limit, alignment, say)
+
+
+def _analyzed(graph: Graph, policy: Inputs, order: str, time_limit: float, alignment: int, say: Progress) -> Analysis:
     from .passes.allocate import allocate
     from .passes.liveness import eager_liveness, liveness
 
-    _one_of("inputs", inputs, (None, "caller", "planned"))
-    _one_of("order", order, ("best", "traced"))
-    say = progress or _silent
-    graph = model if isinstance(model, Graph) else _traced(model, args, kwargs, mode, loss, optimizer, device, allow_real_run, say)
-    graph = replace(graph, name=name or graph.name, meta={"modules": _classes(model), **graph.meta})
-    if kernels or (kernels is None and not isinstance(model, Graph)):
-        graph = _with_kernels(graph, threads, say)
-    policy: Inputs = inputs or ("planned" if graph.meta.get("frontend") == "plain" else "caller")
     traced = liveness(graph, inputs=policy)
     eager = eager_liveness(graph, inputs=policy) if graph.released else None
     say("searching for the best order", 0, 0)
     chosen = _schedule(graph, traced, order, time_limit)
     planned = liveness(graph, chosen.order, inputs=policy)
     say("laying out the arena", 0, 0)
-    plan = allocate(graph, chosen, alignment=alignment, inputs=policy)
+    plan = allocate(graph, chosen, alignment=alignment, inputs=policy, time_limit=time_limit)
     return _assembled(graph, policy, order, eager, traced, planned, chosen, plan)
+
+
+@contextlib.contextmanager
+def _reporter(progress: Progress | bool) -> Iterator[Progress]:
+    if progress is True:
+        from .report.console import Stages
+
+        with Stages() as stages:
+            yield stages
+    else:
+        yield progress or (lambda stage, done, total: None)
 
 
 def _one_of(option: str, value: Any, allowed: Sequence[Any]) -> None:
@@ -97,10 +114,6 @@ def _with_kernels(graph: Graph, threads: int | None, say: Progress) -> Graph:
     stage = "measuring kernels"
     say(stage, 0, 0)
     return with_workspace(graph, threads=threads, progress=lambda done, total: say(stage, done, total))
-
-
-def _silent(stage: str, done: int, total: int) -> None:
-    return None
 
 
 def _schedule(graph: Graph, traced: Lifetimes, order: str, time_limit: float) -> Schedule:

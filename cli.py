@@ -28,8 +28,6 @@ app = typer.Typer(
 app.command()(analyze)
 app.command()(schedule)
 
-_UsageError = typer.BadParameter.__bases__[0]
-
 
 @app.command()
 def models(
@@ -43,7 +41,7 @@ def models(
     if json:
         print(models_json(known))
     else:
-        from .cli_console import output
+        from .report.console import output
 
         output().print(models_table(known))
 
@@ -72,8 +70,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = app([w for w in words if w != "--debug"], prog_name="neaptide", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
-    except _UsageError as error:
-        return _fail(error.format_message(), 2, debug)
     except NeaptideError as error:
         return _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
@@ -87,7 +83,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except MemoryError:
         return _fail("out of memory; give a smaller --input, or a factory that builds on the meta device", 1, debug)
-    except Exception as error:  # the last resort of the command line: whatever it is, one paragraph and a non-zero code
+    except Exception as error:  # the last resort of a command line: whatever it is, one paragraph and a non-zero code
+        usage = getattr(error, "format_message", None)  # Typer's own complaints about words it was given
+        if usage is not None:
+            return _fail(usage(), 2, debug)
         what = " ".join(str(error).split())
         return _fail(f"this is a bug in Neaptide, please report it: {type(error).__name__}: {what} (--debug shows where)", 1, debug)
 

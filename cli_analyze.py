@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from .cli_console import Stages, output
 from .compiler.errors import BudgetError, FormatError, NeaptideError
+from .report.console import Stages, output
 
 if TYPE_CHECKING:
     from .report.result import Analysis
@@ -116,7 +116,7 @@ def analyzed(
     mode: str,
     optimizer: str,
     *,
-    inputs: str,
+    inputs: Literal["auto", "caller", "planned"],
     threads: int,
     kernels: bool,
     **options: Any,

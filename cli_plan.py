@@ -23,7 +23,7 @@ from .cli_analyze import (
     check_writable,
     on_threads,
 )
-from .cli_console import output
+from .report.console import output
 
 if TYPE_CHECKING:
     from .report.result import Analysis

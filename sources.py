@@ -173,23 +173,33 @@ def _load_file(path: str) -> Any:
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(spec.name, module)
-    sys.path.insert(0, str(Path(path).resolve().parent))
-    with _user_code(f"importing {path!r}"):
+    with _first_on_path(str(Path(path).resolve().parent)), _user_code(f"importing {path!r}"):
         spec.loader.exec_module(module)
     return module
 
 
 def _import(name: str) -> Any:
-    sys.path.insert(0, os.getcwd())
     try:
-        with _user_code(f"importing {name!r}", ImportError):
+        with _first_on_path(os.getcwd()), _user_code(f"importing {name!r}", ImportError):
             return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name is None or not (name == error.name or name.startswith(f"{error.name}.")):
             raise SourceError(f"importing {name!r} failed: {error}") from error
         raise SourceError(f"there is no module {error.name!r} on the path or in this folder; a file is named with its .py") from None
-    except (ImportError, ValueError, TypeError) as error:
+    except ImportError as error:
         raise SourceError(f"importing {name!r} failed: {error}") from error
+
+
+@contextlib.contextmanager
+def _first_on_path(folder: str) -> Iterator[None]:
+    """Inside: `folder` is searched first, as for a script. After: last, so that its names hide nobody's later imports."""
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        sys.path.remove(folder)
+        if folder not in sys.path:
+            sys.path.append(folder)
 
 
 @contextlib.contextmanager
@@ -297,15 +307,14 @@ def _parts(source: str, made: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]
 
     if not isinstance(made, tuple):
         return made, (), {}
-    if not 1 <= len(made) <= 3:
-        raise SourceError(
-            f"{source!r} returned a tuple of {len(made)}; a factory returns a module, (module, args) or (module, args, kwargs)"
-        )
-    args = made[1] if len(made) > 1 else ()
-    kwargs = made[2] if len(made) > 2 else {}
-    if isinstance(args, dict) and len(made) == 2:
+    module, *call = made or (None,)
+    if module is None or len(call) > 2:
+        raise SourceError(f"{source!r} returned a tuple of {len(made)}; {_FACTORY}")
+    args = call[0] if call else ()
+    kwargs = call[1] if len(call) > 1 else {}
+    if isinstance(args, dict) and len(call) == 1:
         args, kwargs = (), args
-    return made[0], (args,) if isinstance(args, torch.Tensor) else tuple(args), dict(kwargs)
+    return module, (args,) if isinstance(args, torch.Tensor) else tuple(args), dict(kwargs)
 
 
 def _needs_arguments(module: Any) -> bool:

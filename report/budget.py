@@ -30,6 +30,8 @@ def explain(a: Analysis, kind: str, limit: int) -> str:
         lines.append(f"  peak at {node.op}{place}{line}")
     lines += [f"  {r.nbytes:>14,} B  {_who(r)}" for r in a.at_peak[:OFFENDERS]]
     lines += [f"  {hint}" for hint in _ways_out(a, kind, limit)]
+    if 4 * a.workspace > a.planned_peak:
+        lines.append("  much of the peak is kernel workspace, which depends on threads: compare --threads 1")
     return "\n".join(lines)
 
 

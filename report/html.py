@@ -28,7 +28,7 @@ def render_html(a: Analysis) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    folder = files(__package__) / "templates"
+    folder = files("neaptide.report") / "templates"
 
     def read(name: str) -> str:
         return (folder / name).read_text(encoding="utf-8")
@@ -88,7 +88,7 @@ def page_data(a: Analysis) -> dict[str, Any]:
             "offset": [int(a.plan.offsets.get(s, -1)) for s in counted],
         },
         "modules": [
-            [names.index(m.path), m.depth, names.index(m.kind), m.nodes, m.params, m.weights, m.macs, m.born, m.at_peak] for m in a.by_module
+            [names.index(m.path), m.depth, names.index(m.kind), m.params, m.weights, m.macs, m.born, m.at_peak] for m in a.by_module
         ],
     }
 

@@ -83,6 +83,11 @@ class Analysis:
     traced: Lifetimes = field(repr=False)
     planned: Lifetimes = field(repr=False)
 
+    @property
+    def bytes_by_role(self) -> dict[str, int]:
+        """Bytes of all storages of the graph per role, alive together or not; the roles are those of `Storage`."""
+        return self.graph.bytes_by_role()
+
     def table(self, depth: int | None = None, width: int | None = None) -> str:
         """Summary, peak and module tree as text, modules down to `depth` (None: a screenful), `width` columns (None: the terminal's)."""
         from .table import render_text

@@ -190,23 +190,30 @@ def _peak_line(a: Analysis) -> Text:
 
 
 def _alive(alive: Sequence[LiveStorage], width: int) -> Table:
+    lines = any(r.source for r in alive)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=QUIET, pad_edge=False, width=width - 2)
     table.add_column("alive", justify="right", no_wrap=True, min_width=9)
     table.add_column("", justify="right", no_wrap=True, min_width=5)
     table.add_column("made by", no_wrap=True, overflow="ellipsis", ratio=3)
     table.add_column("shape", no_wrap=True, overflow="ellipsis", ratio=3)
-    table.add_column("module", no_wrap=True, overflow="ellipsis", ratio=4)
-    table.add_column("line", no_wrap=True, overflow="ellipsis", ratio=3, style=QUIET)
+    table.add_column("module", no_wrap=True, overflow="ellipsis", ratio=3)
+    if lines:
+        table.add_column("line", no_wrap=True, overflow="ellipsis", ratio=2, style=QUIET)
     for r in alive[:ALIVE_ROWS]:
         label = {"workspace": f"{short_op(r.op)} workspace", "input": f"input {r.name}".rstrip()}.get(r.role, short_op(r.op))
         shape = f"{format_shape(r.shape)} {r.dtype}" if r.dtype else ""
-        style = ROLE_STYLE.get(r.role, "default")
-        table.add_row(format_bytes(r.nbytes), f"{100 * r.share:.0f} %", Text(label, style=style), shape, r.scope, short_source(r.source))
+        made = Text(label, style=ROLE_STYLE.get(r.role, "default"))
+        cells: list[RenderableType] = [format_bytes(r.nbytes), _per_cent(r.share), made, Text(shape), Text(r.scope)]
+        table.add_row(*cells, *([Text(short_source(r.source))] if lines else []))
     rest = alive[ALIVE_ROWS:]
     if rest:
-        share = f"{100 * sum(r.share for r in rest):.0f} %"
-        table.add_row(format_bytes(sum(r.nbytes for r in rest)), share, Text(f"{len(rest)} more", style=QUIET))
+        total = sum(r.nbytes for r in rest)
+        table.add_row(format_bytes(total), _per_cent(sum(r.share for r in rest)), Text(f"{len(rest)} more", style=QUIET))
     return table
+
+
+def _per_cent(share: float) -> str:
+    return f"{100 * share:.0f} %" if share >= 0.005 else "<1 %"
 
 
 def module_table(modules: Sequence[ModuleRow], depth: int | None, width: int) -> Table:
@@ -231,7 +238,7 @@ def module_table(modules: Sequence[ModuleRow], depth: int | None, width: int) ->
             label.append(f" {m.kind}", style=QUIET)
         shape = [format_shape(m.shape) if m.shape else ""] if width >= 92 else []
         bar = f"{BAR * max(1, round(5 * m.share)):<5} " if width >= 92 else ""
-        share = Text.assemble((bar, "red" if m.share > 0.5 else "yellow"), f"{100 * m.share:.0f} %")
+        share = Text.assemble((bar, "red" if m.share > 0.5 else "yellow"), _per_cent(m.share))
         table.add_row(
             label,
             *shape,

@@ -167,9 +167,13 @@ def test_the_script_sees_the_same_profile_as_python(browser, page):
 
 
 def test_both_canvases_are_painted(browser, page):
-    painted = """(id) => { const c = document.getElementById(id); const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data;
-      const colors = new Set(); for (let i = 0; i < d.length; i += 4) if (d[i + 3] === 255) colors.add((d[i] << 16) | (d[i + 1] << 8) | d[i + 2]);
-      return colors.size; }"""
+    painted = """(id) => {
+      const canvas = document.getElementById(id);
+      const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+      const colors = new Set();
+      for (let i = 0; i < pixels.length; i += 4) if (pixels[i + 3] === 255) colors.add(`${pixels[i]},${pixels[i + 1]},${pixels[i + 2]}`);
+      return colors.size;
+    }"""
     assert browser.evaluate(f"({painted})('timeline')") > 3
     assert browser.evaluate(f"({painted})('arena')") > 3
     assert browser.evaluate("RECTANGLES.length") == len(page.plan.offsets) + len(page.plan.workspace_offsets)

@@ -137,7 +137,9 @@ function showAlive() {
   if (rows.length > ROWS) body.append(element("tr", {}, element("td", { colspan: 5, class: "quiet" }, `${formatInt(rows.length - ROWS)} smaller ones`)));
 }
 
-const MODULES = DATA.modules.map(([path, depth, kind, nodes, params, weights, macs, born, atPeak]) => ({ path: TEXT[path], depth, kind: TEXT[kind], nodes, params, weights, macs, born, atPeak }));
+const MODULES = DATA.modules.map(([path, depth, kind, params, weights, macs, born, atPeak]) => ({
+  path: TEXT[path], depth, kind: TEXT[kind], params, weights, macs, born, atPeak,
+}));
 const folded = new Set();
 const hasChildren = (i) => i + 1 < MODULES.length && MODULES[i + 1].depth > MODULES[i].depth;
 

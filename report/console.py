@@ -1,4 +1,4 @@
-"""What the commands share of the terminal: results on standard output, progress on standard error."""
+"""The terminal: results on standard output, progress on standard error."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ def output() -> Console:
 
 
 class Stages:
-    """A progress bar over named stages that goes away when the work is done; call it as `stages(name, done, total)`, `total` 0 when unknown.
+    """A progress bar over named stages that goes away when the work is done: call it as `stages(name, done, total)`.
 
-    Shown on a terminal only, once `PATIENCE` seconds have passed.
+    `total` is 0 when it is not known. Shown on a terminal only, once `PATIENCE` seconds have passed.
     """
 
     def __init__(self) -> None:
