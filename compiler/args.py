@@ -29,7 +29,7 @@ DTYPE_NAMES = {value: str(value).removeprefix("torch.") for value in vars(torch)
 
 
 def encode(value: Any, ref: Callable[[torch.Tensor], Ref], concrete: Callable[[Any], Any] = int) -> Any:
-    """`value`, an argument of a dispatched op, as attributes. `ref` names each tensor; `concrete` sizes a symbolic number."""
+    """`value`, an argument of a dispatched op, as attributes. `ref` names each tensor; `concrete` sizes a symbolic integer."""
     kind = type(value)
     if kind in PLAIN:
         return value
@@ -47,8 +47,10 @@ def encode(value: Any, ref: Callable[[torch.Tensor], Ref], concrete: Callable[[A
         return Atom("layout", str(value).removeprefix("torch."))
     if isinstance(value, torch.memory_format):
         return Atom("memory_format", str(value).removeprefix("torch."))
-    if isinstance(value, torch.SymInt | torch.SymFloat | torch.SymBool):
-        return encode(concrete(value), ref, concrete)
+    if isinstance(value, torch.SymInt):
+        return int(concrete(value))
+    if isinstance(value, torch.SymFloat | torch.SymBool):
+        return Atom("symbol", str(value)) if value.node.hint is None else encode(value.node.hint, ref, concrete)
     if isinstance(value, complex):
         return Atom("complex", repr(value))
     if isinstance(value, int):

@@ -60,23 +60,26 @@ class Fakes:
         device = self.device if self.move or tensor.is_meta else tensor.device
         elem.requires_grad_(tensor.requires_grad)
         fake = FakeTensor(self.mode, elem, device)
-        fake.__dict__.update({flag: True for flag in ("_is_param", "_is_buffer") if getattr(tensor, flag, False)})
+        for flag in ("_is_param", "_is_buffer"):
+            if getattr(tensor, flag, False):
+                setattr(fake, flag, True)
         return fake
 
 
 @contextlib.contextmanager
-def borrowed(model: torch.nn.Module, fakes: Fakes) -> Iterator[None]:
+def borrowed(model: torch.nn.Module, fakes: Fakes | None) -> Iterator[None]:
     """Inside: every tensor that a module of `model` holds is its fake. After: all is as before, whatever happened inside.
 
     Parameters, buffers, tensor attributes and tensors in list, tuple and dict attributes are swapped. On the way out each
     module's attributes, and the contents of its list, dict and set attributes, are put back, so modes, hooks, counters and
-    caches that the forward pass left behind are gone.
+    caches that the forward pass left behind are gone. Without `fakes` nothing is swapped, but all is put back.
     """
     modules = list(model.modules())
     saved = [_snapshot(module) for module in modules]
     try:
-        for module in modules:
-            _swap(module, fakes)
+        if fakes is not None:
+            for module in modules:
+                _swap(module, fakes)
         yield
     finally:
         for module, attributes, contents in saved:
@@ -95,11 +98,9 @@ def _snapshot(module: torch.nn.Module) -> tuple[torch.nn.Module, dict[str, Any],
 
 
 def _swap(module: torch.nn.Module, fakes: Fakes) -> None:
-    tables: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+    tables: Any = (module._parameters, module._buffers)
     for table in tables:
-        for name, tensor in table.items():
-            if tensor is not None:
-                table[name] = fakes.of(tensor)
+        table.update({name: fakes.of(tensor) for name, tensor in table.items() if tensor is not None})
     attributes = module.__dict__
     for name, value in list(attributes.items()):
         if name in ("_parameters", "_buffers", "_modules"):

@@ -22,7 +22,8 @@ How to drive it::
 `finish` stops the watch on deaths, so the graph's `released` says None for what is still held then. `node_id` is the id that
 the next node gets, `started` that of the last node that has started. `event` adds a node for memory that dispatch does not show.
 Sizes that are symbolic go through `concrete` (default int); `sizes[storage id]` keeps the unconverted number of bytes.
-`answer(func, args, kwargs)`, when given, is asked before each op and may return its result instead of `NotImplemented`.
+`answer(func, args, kwargs)` is asked before each op whose result depends on data (see `compiler.answers`); it returns what the
+op returns, or `NotImplemented`.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ import torch.utils._pytree as pytree
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .answers import BOUNDS
 from .args import dtype_name, encode
 from .errors import TraceError
 from .fake import Fakes
@@ -60,7 +62,10 @@ UNMARKED_WRITES = {
 
 @dataclass(frozen=True, slots=True)
 class OpInfo:
-    """What the schema of one operator says: `writes` are (position, name) of mutated arguments; `dropout` of a dropout probability."""
+    """What the schema of one operator says: `writes` are (position, name) of mutated arguments; `dropout` of a dropout probability.
+
+    `dependent`: the size of a result, or a number it returns, depends on data.
+    """
 
     name: str
     dropped: bool
@@ -68,6 +73,7 @@ class OpInfo:
     random: bool
     dropout: tuple[int, str] | None
     lift: bool
+    dependent: bool
 
 
 def op_info(func: Any) -> OpInfo:
@@ -77,7 +83,14 @@ def op_info(func: Any) -> OpInfo:
     writes = tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
     dropout = next(((i, a.name) for i, a in enumerate(arguments) if a.name in ("dropout_p", "dropout")), None)
     random = torch.Tag.nondeterministic_seeded in func.tags
-    return OpInfo(name, func.namespace in DROPPED_NAMESPACES, writes, random, dropout, name in LIFTS)
+    dependent = name in BOUNDS or torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
+    return OpInfo(name, func.namespace in DROPPED_NAMESPACES, writes, random, dropout, name in LIFTS, dependent)
+
+
+def _code_kind(filename: str) -> str:
+    if filename.startswith(OWN_FOLDER):
+        return "own"
+    return "torch" if filename.startswith((TORCH_FOLDER, "<")) else "user"
 
 
 class Recorder(TorchDispatchMode):
@@ -89,7 +102,7 @@ class Recorder(TorchDispatchMode):
         *,
         fakes: Fakes | None = None,
         concrete: Callable[[Any], Any] = int,
-        answer: Callable[..., Any] | None = None,
+        answer: Callable[[Any, tuple, Mapping[str, Any]], Any] | None = None,
         sources: bool = True,
     ):
         super().__init__()
@@ -103,6 +116,8 @@ class Recorder(TorchDispatchMode):
         self.roles: list[str] = []
         self.names: list[str] = []
         self.random_ops: dict[str, int] = {}
+        self.rng_storage: int | None = None
+        self.source = ""
         self._sources = sources
         self._scope: list[str] = [""]
         self._released: list[int | None] = []
@@ -111,8 +126,7 @@ class Recorder(TorchDispatchMode):
         self._windows: dict[tuple, int] = {}
         self._kept: list[Any] = []
         self._infos: dict[Any, OpInfo] = {}
-        self._user_code: dict[Any, bool | None] = {}
-        self._rng: int | None = None
+        self._user_code: dict[Any, str] = {}
         self._watching = True
 
     # ---- what exists before the run -----------------------------------------------------------------------------
@@ -207,17 +221,19 @@ class Recorder(TorchDispatchMode):
         if not self._sources:
             return ""
         kinds = self._user_code
+        inside = True
         while frame is not None:
             code = frame.f_code
-            try:
-                kind = kinds[code]
-            except KeyError:
-                name = code.co_filename
-                kind = kinds[code] = None if name.startswith(OWN_FOLDER) else not (name.startswith((TORCH_FOLDER, "<")))
-            if kind:
-                return f"{code.co_filename}:{frame.f_lineno}"
+            kind = kinds.get(code)
             if kind is None:
-                return ""
+                kind = kinds[code] = _code_kind(code.co_filename)
+            if kind == "user":
+                return f"{code.co_filename}:{frame.f_lineno}"
+            if kind == "own":
+                if not inside:
+                    return ""
+            else:
+                inside = False
             frame = frame.f_back
         return ""
 
@@ -256,7 +272,8 @@ class Recorder(TorchDispatchMode):
         if foreign:
             args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: foreign.get(id(t), t), (args, kwargs))
         node = self.started = len(self.builder.nodes)
-        out = NotImplemented if self.answer is None else self.answer(func, args, kwargs)
+        source = self.source = self._source(sys._getframe(1))
+        out = self.answer(func, args, kwargs) if info.dependent and self.answer is not None else NotImplemented
         if out is NotImplemented:
             out = func(*args, **kwargs)
         writes = self._written(info, args, kwargs)
@@ -268,7 +285,7 @@ class Recorder(TorchDispatchMode):
             writes=writes,
             attrs=attrs,
             scope=self._scope[-1],
-            source=self._source(sys._getframe(1)),
+            source=source,
             phase=self.phase,
         )
         assert node == len(self.builder.nodes) - 1, "an op was recorded inside another"
@@ -290,9 +307,9 @@ class Recorder(TorchDispatchMode):
                     if sid not in found:
                         found.append(sid)
         if info.random and not self._is_deterministic(info, args, kwargs):
-            if self._rng is None:
-                self._rng = self._add_storage(0, "buffer", RNG_NAME)
-            found.append(self._rng)
+            if self.rng_storage is None:
+                self.rng_storage = self._add_storage(0, "buffer", RNG_NAME)
+            found.append(self.rng_storage)
             self.random_ops[info.name] = self.random_ops.get(info.name, 0) + 1
         return tuple(found)
 
@@ -345,7 +362,8 @@ class Recorder(TorchDispatchMode):
         self._kept.append(tensor)
         tid = self._define(tensor, "constant", "")
         if value is not None:
-            self.builder.values[tid] = value.detach()
+            with torch._C._DisableTorchDispatch():
+                self.builder.values[tid] = value.detach()
         return tid
 
     def _alias(self, tensor: torch.Tensor, sid: int) -> int:

@@ -1,24 +1,46 @@
-"""`trace`: a PyTorch model becomes a Graph without running it."""
+"""`trace`: a PyTorch model becomes a Graph, on the lowest rung of a ladder that holds it.
+
+1. `meta`: a model given as a factory is built without its weights and run on fake tensors.
+2. `fake`: a real (or meta) model, its tensors replaced by fakes while it runs. Nothing is computed.
+3. `bounds`: as 2, but an op whose output size depends on data gets the largest size it can have.
+4. `run`: one real run is recorded; only with `allow_real_run=True`.
+
+On every rung values that depend only on known data (real inputs, constants) are computed exactly from the few ops behind them.
+`Graph.meta` says which rung it was ("rung"), what the graph rests on ("assumptions") and whether sizes are bounds ("bounds").
+"""
 
 from __future__ import annotations
 
 import contextlib
+import inspect
 import os
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+    UnsupportedOperatorException,
+)
+from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
+from .answers import Answers
 from .errors import NeaptideError, TraceError
 from .fake import Fakes, borrowed
 from .graph import Graph
 from .recorder import OWN_FOLDER, TORCH_FOLDER, Recorder
 from .structure import map_tensors, tensors_in
+from .weightless import eager_branches, weightless
+
+DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException, GuardOnDataDependentSymNode)
 
 
 def trace(
-    model: torch.nn.Module,
+    model: torch.nn.Module | Callable[..., Any],
     args: Sequence[Any] | torch.Tensor = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -28,22 +50,163 @@ def trace(
     optimizer: Any = None,
     allow_real_run: bool = False,
 ) -> Graph:
-    """The Graph of `model(*args, **kwargs)`, recorded on fake tensors: nothing is computed, the model is left as it was."""
-    if isinstance(args, torch.Tensor):
-        args = (args,)
+    """The Graph of `model(*args, **kwargs)` as PyTorch would run it on the CPU; the model is left as it was.
+
+    `model`: a module, real or on the meta device; a factory of one (a module class or any callable without required parameters),
+    which is built without weights where it can be; or another function of tensors. `args`, `kwargs`: example arguments, in any
+    nesting of containers, dataclasses and objects; tensors on the meta device will do. `mode="inference"` runs in eval mode
+    without gradients; `mode="training"` records a training step with `loss` and `optimizer` (see `compiler.training`).
+
+    The model is not run unless `allow_real_run` is true and nothing else works. Raises `TraceError`, with the user's own line,
+    when the model raises, an op has no fake kernel, or control flow depends on data that is not known.
+    """
+    args = (args,) if isinstance(args, torch.Tensor) else args
+    _check_request(args, kwargs, device, mode)
+    kwargs = dict(kwargs or {})
     if mode == "training":
         from .training import trace_training
 
-        return trace_training(model, args, kwargs, device=device, loss=loss, optimizer=optimizer)
-    fakes = Fakes(device=device)
-    recorder = Recorder(type(model).__name__, fakes=fakes)
+        return trace_training(as_module(model), args, kwargs, device=device, loss=loss, optimizer=optimizer)
+    if loss is not None or optimizer is not None:
+        raise TraceError(f"{'loss' if loss is not None else 'optimizer'}= belongs to mode='training'; this is mode='inference'")
+    return _climb(model, args, kwargs, allow_real_run)
+
+
+def _check_request(args: Any, kwargs: Any, device: str, mode: str) -> None:
+    if mode not in ("inference", "training"):
+        raise TraceError(f"mode={mode!r}: choose 'inference' or 'training'")
+    if torch.device(device).type != "cpu":
+        raise TraceError(
+            f"device={device!r}: only 'cpu' can be traced exactly. Without the device its kernels are chosen otherwise "
+            "(attention falls back to the math form), so the peak would be wrong; trace on 'cpu' and read the graph peak"
+        )
+    if not isinstance(args, Sequence) or isinstance(args, str):
+        raise TraceError(f"args is a {type(args).__name__}: give a tuple of the model's positional arguments")
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TraceError(f"kwargs is a {type(kwargs).__name__}: give a mapping of names to the model's keyword arguments")
+
+
+# ---- the ladder -----------------------------------------------------------------------------------------------------------
+
+
+def _climb(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], allow_real_run: bool) -> Graph:
+    """The first rung that holds; its error, put in words, when none does."""
+    factory = _is_factory(model)
+    if factory:
+        with contextlib.suppress(Exception), weightless(meta=True) as skipped:
+            light = _built(model)
+        with contextlib.suppress(Exception):
+            return _record_fake(light, args, kwargs, "meta", skipped)
+        with user_errors(model), weightless(meta=False) as skipped:
+            real = _built(model)
+    else:
+        real, skipped = as_module(model), {}
+    try:
+        return _record_fake(real, args, kwargs, "fake", skipped)
+    except Exception as error:
+        failure = error
+    if isinstance(failure, DATA_DEPENDENT):
+        with contextlib.suppress(Exception):
+            return _record_fake(real, args, kwargs, "bounds", skipped)
+    if not allow_real_run:
+        raise explain(failure, real) from failure
+    if factory:
+        del real
+        with user_errors(model):
+            real = _built(model)
+    return _record_real(real, args, kwargs)
+
+
+def _is_factory(model: Any) -> bool:
+    """True for a module class and for any callable, not a module, that needs no arguments."""
+    if isinstance(model, torch.nn.Module) or not callable(model):
+        return False
+    try:
+        parameters = inspect.signature(model).parameters.values()
+    except (TypeError, ValueError):
+        return False
+    return all(p.default is not p.empty or p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)
+
+
+def _built(factory: Any) -> torch.nn.Module:
+    model = factory()
+    if not isinstance(model, torch.nn.Module):
+        raise TraceError(f"{_name(factory)}() returned a {type(model).__name__}, not a torch.nn.Module")
+    return as_module(model)
+
+
+class Function(torch.nn.Module):
+    """A plain function as a module."""
+
+    def __init__(self, function: Callable[..., Any]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+def as_module(model: Any) -> torch.nn.Module:
+    """`model` as an ordinary module: compiled wrappers are taken off, factories called, functions wrapped."""
+    if isinstance(model, torch.nn.Module):
+        if isinstance(model, torch.jit.ScriptModule):
+            raise TraceError(f"{_name(model)} is a TorchScript module, whose ops run unseen: trace the Python module it was made from")
+        return getattr(model, "_orig_mod", model)
+    if not callable(model):
+        raise TraceError(f"model is a {type(model).__name__}: give a torch.nn.Module, a factory of one, or a function of tensors")
+    return _built(model) if _is_factory(model) else type(_name(model), (Function,), {})(model)
+
+
+def _record_fake(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], rung: str, skipped: Mapping[int, torch.Tensor]
+) -> Graph:
+    bounds = rung == "bounds"
+    fakes = Fakes(FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if bounds else None))
+    answers = Answers(bounds=bounds)
+    recorder = answers.recorder = Recorder(_name(model), fakes=fakes, answer=answers.ask)
+    declare_weights(recorder, model, skipped)
+    fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs, model)
+    with borrowed(model, fakes), torch.no_grad(), eager_branches():
+        model.eval()
+        with fakes.mode, recorder, recorder.scopes(model):
+            result = model(*fake_args, **fake_kwargs)
+    return _finished(recorder, model, result, rung, answers)
+
+
+def _record_real(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Graph:
+    """One real run on copies of the inputs; buffers are put back."""
+    for name, tensor in (*tensors_in(list(args), "args"), *tensors_in(dict(kwargs)), *model.named_parameters()):
+        if tensor.is_meta:
+            raise TraceError(f"a real run needs values, and {name} is on the meta device: give real tensors, or a factory of the model")
+    recorder = Recorder(_name(model))
+    saved = [(b, b.detach().clone()) for b in model.buffers()]
     declare_weights(recorder, model)
-    fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs or {})
-    with user_errors(model), inference_on(model, fakes), recorder, recorder.scopes(model):
-        result = model(*fake_args, **fake_kwargs)
+    run_args, run_kwargs = declare_inputs(recorder, args, kwargs, model)
+    try:
+        with user_errors(model), borrowed(model, None), torch.no_grad():
+            model.eval()
+            with recorder, recorder.scopes(model):
+                result = model(*run_args, **run_kwargs)
+    finally:
+        with torch.no_grad():
+            for buffer, value in saved:
+                if not torch.equal(buffer, value):
+                    buffer.copy_(value)
+    return _finished(recorder, model, result, "run", None)
+
+
+def _finished(recorder: Recorder, model: Any, result: Any, rung: str, answers: Answers | None) -> Graph:
     for _, tensor in tensors_in(result):
         recorder.output(tensor)
-    return recorder.finish(**graph_meta(model, device=device, mode=mode))
+    facts: dict[str, Any] = {"rung": rung}
+    if answers is not None and answers.assumptions:
+        facts["assumptions"] = answers.assumptions
+    if answers is not None and answers.bounded:
+        facts["bounds"] = True
+    return recorder.finish(**graph_meta(model, device="cpu", mode="inference"), **facts)
+
+
+# ---- shared with the recording of training steps --------------------------------------------------------------------------
 
 
 def graph_meta(model: Any, *, device: str, mode: str) -> dict[str, Any]:
@@ -58,37 +221,66 @@ def graph_meta(model: Any, *, device: str, mode: str) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def inference_on(model: torch.nn.Module, fakes: Fakes) -> Iterator[None]:
-    """Inside: `model` in eval mode on fake tensors, no gradients. After: the model as it was."""
-    with borrowed(model, fakes), torch.no_grad():
-        model.eval()
-        with fakes.mode:
-            yield
+def declare_weights(recorder: Recorder, model: torch.nn.Module, skipped: Mapping[int, torch.Tensor] | None = None) -> None:
+    """Tell `recorder` the parameters and buffers of `model` under their first names; further names go to meta "tied".
 
-
-def declare_weights(recorder: Recorder, model: torch.nn.Module) -> None:
-    """Tell `recorder` the parameters and buffers of `model` under their first names; further names go to meta "tied"."""
+    Their values go along, except for tensors on meta and those over storages in `skipped`, whose bytes mean nothing.
+    """
     fakes = recorder.fakes
     first: dict[int, str] = {}
+    tied: dict[str, list[str]] = {}
     for role, named in (("parameter", model.named_parameters), ("buffer", model.named_buffers)):
         for name, tensor in named(remove_duplicate=False):
             if id(tensor) in first:
-                recorder.builder.meta.setdefault("tied", {}).setdefault(first[id(tensor)], []).append(name)
+                tied.setdefault(first[id(tensor)], []).append(name)
                 continue
             first[id(tensor)] = name
-            stand_in = tensor if fakes is None else fakes.of(tensor)
-            recorder.external(stand_in, role, name, value=None if tensor.is_meta else tensor)
+            known = not tensor.is_meta and not (skipped and tensor.untyped_storage()._cdata in skipped)
+            recorder.external(tensor if fakes is None else fakes.of(tensor), role, name, value=tensor if known else None)
+    if tied:
+        recorder.builder.meta["tied"] = tied
 
 
-def declare_inputs(recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[Sequence[Any], Mapping[str, Any]]:
-    """Tell `recorder` every tensor in the arguments, in order; returns the arguments to call the model with."""
+def declare_inputs(
+    recorder: Recorder, args: Sequence[Any], kwargs: Mapping[str, Any], model: Any = None
+) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """Tell `recorder` every tensor in the arguments, in order; returns the arguments to call the model with.
+
+    Each is named by its parameter in the signature of `model.forward` and its path inside (`"batch.mask"`, `"xs[1]"`).
+    """
     fakes = recorder.fakes
-    for name, tensor in (*tensors_in(list(args), "args"), *tensors_in(dict(kwargs))):
-        recorder.input(tensor if fakes is None else fakes.of(tensor), name, value=None if tensor.is_meta else tensor)
-    if fakes is None:
-        return args, kwargs
-    return map_tensors(fakes.of, list(args)), map_tensors(fakes.of, dict(kwargs))
+    names = _parameter_names(model, len(args))
+    copies: dict[int, torch.Tensor] = {}
+
+    def stand_in(tensor: torch.Tensor) -> torch.Tensor:
+        if fakes is not None:
+            return fakes.of(tensor)
+        if id(tensor) not in copies:
+            copies[id(tensor)] = tensor.detach().clone()
+        return copies[id(tensor)]
+
+    for name, value in (*zip(names, args, strict=True), *kwargs.items()):
+        for path, tensor in tensors_in(value, name):
+            recorder.input(stand_in(tensor), path, value=None if tensor.is_meta or isinstance(tensor, FakeTensor) else tensor)
+    return map_tensors(stand_in, list(args)), map_tensors(stand_in, dict(kwargs))
+
+
+def _parameter_names(model: Any, count: int) -> list[str]:
+    """Names of the first `count` positional arguments of `model.forward`."""
+    names: list[str] = []
+    try:
+        parameters = list(inspect.signature(model.forward).parameters.values())
+    except (AttributeError, TypeError, ValueError):
+        parameters = []
+    for p in parameters:
+        if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD):
+            names.append(p.name)
+        elif p.kind is p.VAR_POSITIONAL:
+            names.extend(f"{p.name}[{i}]" for i in range(count - len(names)))
+    return names[:count] + [f"args[{i}]" for i in range(len(names), count)]
+
+
+# ---- errors in words ------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
@@ -99,10 +291,31 @@ def user_errors(model: Any) -> Iterator[None]:
     except NeaptideError:
         raise
     except Exception as error:
-        line = user_line(error)
-        where = f" at {line}" if line else ""
-        message = " ".join(str(error).split())
-        raise TraceError(f"{type(model).__name__} raised {type(error).__name__}{where} while it was traced: {message}") from error
+        raise explain(error, model) from error
+
+
+def explain(error: Exception, model: Any) -> TraceError:
+    """What went wrong while `model` was traced, in one paragraph."""
+    if isinstance(error, TraceError):
+        return error
+    line = user_line(error)
+    where = f" at {line}" if line else ""
+    if isinstance(error, DATA_DEPENDENT):
+        func = getattr(error, "func", None)
+        what = f"{func}" if func is not None else "a branch or a size"
+        return TraceError(
+            f"{_name(model)}: {what}{where} depends on the values of tensors, which are not known while tracing: "
+            "give real example inputs, rewrite it, or pass allow_real_run=True to record one real run"
+        )
+    if isinstance(error, UnsupportedOperatorException) or "register_fake" in str(error):
+        func = getattr(error, "func", None)
+        op = str(func).rsplit(".", 1)[0].replace(".", "::", 1) if func is not None else "a custom operator"
+        return TraceError(
+            f"{_name(model)}: {op}{where} has no fake kernel, so its output shapes are not known: register one with "
+            f"torch.library.register_fake({op!r}), or pass allow_real_run=True to record one real run"
+        )
+    message = " ".join(str(error).split())
+    return TraceError(f"{_name(model)} raised {type(error).__name__}{where} while it was traced: {message}")
 
 
 def user_line(error: BaseException) -> str:
@@ -113,3 +326,7 @@ def user_line(error: BaseException) -> str:
         if not name.startswith((TORCH_FOLDER, OWN_FOLDER, "<")) and os.path.basename(name) != "contextlib.py":
             found = f"{name}:{lineno}"
     return found
+
+
+def _name(model: Any) -> str:
+    return type(model).__name__ if isinstance(model, torch.nn.Module) else getattr(model, "__name__", type(model).__name__)

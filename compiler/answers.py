@@ -1,0 +1,210 @@
+"""Answers to questions about values that fake tensors do not hold: `.item()`, `nonzero`, boolean masks.
+
+An exact answer comes first: when a value depends only on tensors whose values are known (real inputs, weights, constants), the
+few recorded ops behind it are run for real. Where that is not possible and `bounds` is set, an op whose output size depends on
+data gets the largest size it can have. Every answer is written down in `assumptions`, with the op and the user's line, because
+the graph holds for such data only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .args import call_args, operator
+from .errors import TraceError
+from .graph import Node
+from .structure import map_tensors, tensors_in
+
+if TYPE_CHECKING:
+    from .recorder import Recorder
+
+SLICE_NODES = 2_000
+SLICE_ELEMENTS = 1 << 22
+
+
+class Unknown(Exception):
+    """A value cannot be computed from what is known; the text says what is missing."""
+
+
+class Answers:
+    """Answers for the questions of one recorder: give it `answer=answers.ask`, and set `answers.recorder` to it.
+
+    `bounds`: whether upper bounds may be used. `assumptions`: what the graph then rests on, as `{"op", "at", "what"}`.
+    """
+
+    def __init__(self, *, bounds: bool = False):
+        self.bounds = bounds
+        self.recorder: Recorder
+        self.bounded = False
+        self.assumptions: list[dict[str, str]] = []
+        self._indexed = 0
+        self._makers: dict[int, list[int]] = {}
+        self._definer: dict[int, int] = {}
+
+    def ask(self, func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        """What `func(*args, **kwargs)` returns, as fakes or a number; `NotImplemented` when there is no answer."""
+        if str(func) == "aten.index.Tensor" and not any(_is_mask(i) for i in args[1]):
+            return NotImplemented
+        try:
+            result = self._run(func, args, kwargs)
+        except Unknown:
+            bound = BOUNDS.get(str(func)) if self.bounds else None
+            if bound is None:
+                return NotImplemented
+            self.bounded = True
+            self._note(func, "the size of the result is an upper bound")
+            return bound(func, *args, **kwargs)
+        if isinstance(result, bool | int | float | complex):
+            self._note(func, f"{result!r}, computed from known values")
+            return result
+        sizes = ", ".join(str(list(t.shape)) for _, t in tensors_in(result))
+        self._note(func, f"result of size {sizes}, computed from known values")
+        return map_tensors(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device), result)
+
+    def _note(self, func: Any, what: str) -> None:
+        entry = {"op": str(func), "at": self.recorder.source, "what": what}
+        if entry not in self.assumptions[-8:]:
+            self.assumptions.append(entry)
+
+    def _run(self, func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        """The real result, from real values of the tensors in the call."""
+        ids: dict[int, int] = {}
+        for _, t in tensors_in((args, kwargs)):
+            known = self.recorder.tensor_id(t)
+            if known is None:
+                raise Unknown("a tensor that was not recorded")
+            ids[id(t)] = known
+        with torch._C._DisableTorchDispatch(), torch.no_grad():
+            values = self._evaluate(list(ids.values()))
+            args, kwargs = map_tensors(lambda t: values[ids[id(t)]], (args, dict(kwargs)))
+            return func(*args, **kwargs)
+
+    def _evaluate(self, wanted: Sequence[int]) -> dict[int, torch.Tensor]:
+        """Values of recorded tensors: the nodes behind them run once, on copies of what they write over."""
+        builder = self.recorder.builder
+        nodes = self._slice(wanted)
+        written = {s for node in nodes for s in node.writes}
+        values: dict[int, torch.Tensor] = {}
+        owner: dict[int, int] = {}
+
+        def value(t: int) -> torch.Tensor:
+            if t not in values:
+                known = builder.values.get(t)
+                if known is None:
+                    raise Unknown(f"tensor {t} has no value")
+                s = builder.tensors[t].storage
+                if s in written:
+                    if owner.setdefault(s, t) != t:
+                        raise Unknown(f"storage {s} is written and has two names")
+                    known = known.clone()
+                values[t] = known
+            return values[t]
+
+        for node in nodes:
+            try:
+                args, kwargs = call_args(node.attrs, [value(t) for t in node.inputs])
+                results = [t for _, t in tensors_in(operator(node.op)(*args, **kwargs))]
+            except (TraceError, RuntimeError) as error:
+                raise Unknown(str(error)) from error
+            values.update(zip(node.outputs, results, strict=True))
+        return {t: value(t) for t in wanted}
+
+    def _slice(self, wanted: Sequence[int]) -> list[Node]:
+        """Nodes behind the tensors `wanted`, through definitions and earlier writes, in recorded order."""
+        self._index()
+        builder = self.recorder.builder
+        needed: set[int] = set()
+        elements = 0
+        stack = [(t, len(builder.nodes)) for t in wanted]
+        while stack:
+            t, before = stack.pop()
+            behind = [v for v in self._makers.get(builder.tensors[t].storage, ()) if v < before]
+            if t in self._definer:
+                behind.append(self._definer[t])
+            elif not behind and t not in builder.values:
+                raise Unknown(f"tensor {t} has no value")
+            for v in behind:
+                if v in needed:
+                    continue
+                node = builder.nodes[v]
+                if self.recorder.rng_storage in node.writes:
+                    raise Unknown(f"node {v} ({node.op}) is random")
+                needed.add(v)
+                elements += sum(builder.tensors[o].numel for o in node.outputs)
+                if len(needed) > SLICE_NODES or elements > SLICE_ELEMENTS:
+                    raise Unknown("too many ops stand behind the value")
+                stack.extend((i, v) for i in node.inputs)
+        return [builder.nodes[v] for v in sorted(needed)]
+
+    def _index(self) -> None:
+        """Bring up to date: the node that defines each tensor; the nodes that give birth to or write each storage."""
+        builder = self.recorder.builder
+        tensors = builder.tensors
+        for node in builder.nodes[self._indexed :]:
+            read = {tensors[t].storage for t in node.inputs}
+            for t in node.outputs:
+                self._definer[t] = node.id
+            for s in {*node.writes, *({tensors[t].storage for t in node.outputs} - read)}:
+                self._makers.setdefault(s, []).append(node.id)
+        self._indexed = len(builder.nodes)
+
+
+def _is_mask(index: Any) -> bool:
+    return isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)
+
+
+def _counts(like: torch.Tensor, *shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.int64, device=like.device)
+
+
+def _most_nonzero(func: Any, x: torch.Tensor) -> torch.Tensor:
+    return _counts(x, x.numel(), x.dim())
+
+
+def _most_masked_select(func: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(torch.broadcast_shapes(x.shape, mask.shape).numel())
+
+
+def _most_indexed(func: Any, x: torch.Tensor, indices: Sequence[Any]) -> torch.Tensor:
+    """Each boolean mask selects at most all of its elements, as one index per dimension."""
+    given: list[Any] = []
+    for index in indices:
+        given.extend([_counts(index, index.numel())] * index.dim() if _is_mask(index) else [index])
+    return func(x, given)
+
+
+def _most_unique(func: Any, x: torch.Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False) -> Any:
+    n = x.numel()
+    return x.new_empty(n), _counts(x, *(x.shape if return_inverse else (0,))), _counts(x, n if return_counts else 0)
+
+
+def _most_unique_runs(func: Any, x: torch.Tensor, return_inverse: bool = False, return_counts: bool = False, dim: Any = None) -> Any:
+    n = x.numel() if dim is None else x.shape[dim]
+    values = x.new_empty(n) if dim is None else torch.empty_like(x)
+    inverse = (*x.shape,) if dim is None else (n,)
+    return values, _counts(x, *(inverse if return_inverse else (0,))), _counts(x, n if return_counts else 0)
+
+
+def _most_unique_dim(
+    func: Any, x: torch.Tensor, dim: int, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
+) -> Any:
+    n = x.shape[dim]
+    return torch.empty_like(x), _counts(x, n if return_inverse else 0), _counts(x, n if return_counts else 0)
+
+
+def _most_kept(func: Any, boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+    return _counts(boxes, boxes.shape[0])
+
+
+BOUNDS: dict[str, Callable[..., Any]] = {
+    "aten.nonzero.default": _most_nonzero,
+    "aten.masked_select.default": _most_masked_select,
+    "aten.index.Tensor": _most_indexed,
+    "aten._unique2.default": _most_unique,
+    "aten.unique_consecutive.default": _most_unique_runs,
+    "aten.unique_dim.default": _most_unique_dim,
+    "torchvision.nms.default": _most_kept,
+}
