@@ -11,14 +11,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..compiler.errors import PlanError
 from ..compiler.graph import Graph
 from .liveness import Inputs, liveness
-from .offsets import Offsets, load_at_worst, max_load, solve
+from .load import load_at_worst, max_load
+from .offsets import Offsets, solve
 from .verify_plan import verify_layout, verify_plan
 
 LARGEST = 1 << 61
@@ -106,7 +107,7 @@ def allocate(
     `capacity`, or after about `time_limit` seconds. Raises `OrderError` for an order that breaks a dependency and `PlanError`
     when `capacity` is not reached, naming bound, best arena found, and the largest storages at the peak.
     """
-    order: Sequence[int] | None = getattr(schedule, "order", schedule)  # a Schedule, or an order as it is
+    order: Any = getattr(schedule, "order", schedule)
     ranges = liveness(graph, order, inputs=inputs)
     storages = np.flatnonzero(ranges.death > ranges.birth)
     steps = np.array([t for t, v in enumerate(ranges.order) if graph.nodes[v].workspace], np.int64)

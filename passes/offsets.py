@@ -16,12 +16,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .kernels.fit import fit
+from .load import crowding, max_load
+from .offset_search import part_searches
 
 PYTHON_WORK = 600_000
 FIRST_NODES = 2_000
 MOST_NODES = 1 << 20
-SEARCH_BLOCKS = 1_500
-SEARCH_PAIRS = 1_500_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,26 +33,6 @@ class Offsets:
     lower_bound: int
     method: str
     seconds: float
-
-
-def max_load(lower: np.ndarray, upper: np.ndarray, size: np.ndarray) -> int:
-    """Most bytes alive at once, for half-open [lower, upper). O(n log n)."""
-    return int(_loads(lower, upper, size)[1].max(initial=0))
-
-
-def load_at_worst(lower: np.ndarray, upper: np.ndarray, size: np.ndarray) -> tuple[int, int]:
-    """The earliest time at which the load is `max_load`, and that load; (0, 0) without blocks."""
-    times, load = _loads(lower, upper, size)
-    return (int(times[load.argmax()]), int(load.max())) if len(load) else (0, 0)
-
-
-def _loads(lower: np.ndarray, upper: np.ndarray, size: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct event times, and the load from each to the next."""
-    times, index = np.unique(np.concatenate([lower, upper]), return_inverse=True)
-    change = np.zeros(len(times), np.int64)
-    np.add.at(change, index[: len(lower)], size)
-    np.subtract.at(change, index[len(lower) :], size)
-    return times, np.cumsum(change)
 
 
 def solve(lower: np.ndarray, upper: np.ndarray, size: np.ndarray, *, enough: int = 0, time_limit: float = 10.0) -> Offsets:
@@ -130,7 +110,7 @@ def _placement_orders(lower: np.ndarray, upper: np.ndarray, size: np.ndarray) ->
     """Named orders for first and best fit, the most often successful first."""
     duration = upper - lower
     area = duration.astype(np.float64) * size
-    crowd = _crowding(lower, upper, size)
+    crowd = crowding(lower, upper, size)
     keys = {
         "lifetime": (-size, -duration),
         "size": (-duration, -size),
@@ -146,22 +126,6 @@ def _placement_orders(lower: np.ndarray, upper: np.ndarray, size: np.ndarray) ->
         yield name, np.lexsort(key)
 
 
-def _crowding(lower: np.ndarray, upper: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Per block: the largest load while it is alive. O(n log n)."""
-    times, load = _loads(lower, upper, size)
-    table = [load]
-    while 2 ** len(table) <= len(load):
-        half = 2 ** (len(table) - 1)
-        table.append(np.maximum(table[-1][:-half], table[-1][half:]))
-    first, end = np.searchsorted(times, lower), np.searchsorted(times, upper)
-    level = np.frexp((end - first).astype(np.float64))[1] - 1
-    most = np.zeros(len(size), np.int64)
-    for k, row in enumerate(table):
-        here = level == k
-        most[here] = np.maximum(row[first[here]], row[end[here] - 2**k])
-    return most
-
-
 def _apart(lower: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
     """Rows of the blocks in each stretch of time that no block connects to another stretch."""
     order = np.argsort(lower, kind="stable")
@@ -170,7 +134,7 @@ def _apart(lower: np.ndarray, upper: np.ndarray) -> list[np.ndarray]:
     return [np.sort(rows) for rows in np.split(order, cuts)]
 
 
-# ---- one part: hill climbing and the complete search ----------------------------------------------------------------
+# ---- one part: hill climbing, sweeps and the complete search ---------------------------------------------------------
 
 
 @dataclass
@@ -193,7 +157,7 @@ class _Part:
     def improve(self, offset: np.ndarray, method: str) -> None:
         height = int((offset + self.size).max())
         if height < self.height:
-            self.offset, self.height, self.method = offset, height, method
+            self.offset, self.height, self.method = offset.copy(), height, method
 
 
 def _minimize(part: _Part, kernels, goal: int, deadline: float) -> None:
@@ -202,20 +166,20 @@ def _minimize(part: _Part, kernels, goal: int, deadline: float) -> None:
     Rounds with a growing node limit. Each climbs, then searches at the floor: a refutation raises the floor to the next
     capacity that the search names. While the floor stays undecided, shorter searches half way to the height lower that.
     """
-    searches = _searches(part) if _searchable(part) else []
+    searches = part_searches(part.lower, part.upper, part.size)
     climbs = _climbs(part)
     node_limit = FIRST_NODES
     floor = max(goal, part.proved)
 
     def settle(capacity: int, nodes: int) -> bool:
-        """Search under `capacity` by each rank; True when one has found a layout or refuted the capacity."""
+        """Search under `capacity` in each way; True when one has found a layout or refuted the capacity."""
         nonlocal floor
-        for name, search in searches:
+        for search in searches:
             if time.perf_counter() >= deadline:
                 return False
             result = search.run(kernels, capacity, nodes, deadline)
             if result == kernels.FOUND:
-                part.improve(search.offset, f"search by {name}")
+                part.improve(search.offset, search.name)
                 return True
             if result == kernels.INFEASIBLE:
                 part.proved = floor = max(floor, search.next_capacity)
@@ -223,7 +187,7 @@ def _minimize(part: _Part, kernels, goal: int, deadline: float) -> None:
         return False
 
     while part.height > floor and time.perf_counter() < deadline:
-        next(climbs)(kernels, goal, deadline)
+        next(climbs)(kernels, floor, deadline)
         while part.height > floor and settle(floor, node_limit):
             pass
         while part.height > floor and settle((floor + part.height) // 2, node_limit // 4):
@@ -232,7 +196,7 @@ def _minimize(part: _Part, kernels, goal: int, deadline: float) -> None:
 
 
 def _climbs(part: _Part) -> Iterator:
-    """Endless turns of hill climbing, each from the state of the one before, from first fit and best fit by turns."""
+    """Endless turns of hill climbing, first fit and best fit by turns, each going on from its last turn."""
     orders = [np.argsort(part.offset, kind="stable"), np.lexsort((-part.size, part.lower))]
     n = len(part.size)
     seed = 0
@@ -250,113 +214,13 @@ def _climbs(part: _Part) -> Iterator:
             yield turn
 
 
-def _searchable(part: _Part) -> bool:
-    n = len(part.size)
-    if n > SEARCH_BLOCKS:
-        return False
-    starts = np.searchsorted(np.sort(part.lower), part.upper, side="left")
-    ends = np.searchsorted(np.sort(part.upper), part.lower, side="right")
-    return int((starts - ends).sum()) <= SEARCH_PAIRS
-
-
-def _searches(part: _Part) -> list[tuple[str, _Search]]:
-    """The ranks that break ties between blocks at one offset: MiniMalloc's three, and area."""
-    duration = part.upper - part.lower
-    area = duration.astype(np.float64) * part.size
-    load = _crowding(part.lower, part.upper, part.size)
-    keys = {
-        "load, lifetime, area": (-area, -duration, -load),
-        "load, area, lifetime": (-duration, -area, -load),
-        "lifetime, area, load": (-load, -area, -duration),
-        "area, load": (-load, -area),
-    }
-    return [(name, _Search(part, np.lexsort(key))) for name, key in keys.items()]
-
-
-class _Search:
-    """The tables of `kernels.offsets.search` for one part whose blocks are ranked by `order`."""
-
-    def __init__(self, part: _Part, order: np.ndarray):
-        self.order = order
-        size = part.size[order]
-        first, end, m = _sections(part.lower[order], part.upper[order])
-        n = len(order)
-        self.blocks = np.zeros((n, 7), np.int64)
-        self.blocks[:, 0], self.blocks[:, 1], self.blocks[:, 2] = first, end, size
-        self.blocks[:, 5] = -1
-        latest: dict[tuple[int, int, int], int] = {}
-        for i, key in enumerate(zip(first.tolist(), end.tolist(), size.tolist(), strict=True)):
-            self.blocks[i, 5] = latest.get(key, -1)
-            latest[key] = i
-        change = np.zeros((m + 1, 2), np.int64)
-        np.add.at(change[:, 0], first, size)
-        np.subtract.at(change[:, 0], end, size)
-        np.add.at(change[:, 1], first + 1, 1)
-        np.subtract.at(change[:, 1], end, 1)
-        self.untouched = np.cumsum(change, axis=0)[:m]
-        self.sections = self.untouched.copy()
-        self.offset = np.empty(n, np.int64)
-        meets = (first[:, None] < end) & (first < end[:, None])
-        np.fill_diagonal(meets, False)
-        self.overlap_at, self.overlaps = _rows(meets)
-        times = np.arange(m)[:, None]
-        self.alive_at, self.alive = _rows((first <= times) & (times < end))
-        self.trail = np.empty((len(self.overlaps) + n, 2), np.int64)
-        self.work = np.empty(n * (n + 3) // 2 + n, np.int64)
-        self.next_capacity = 0
-        self.rate = 2e5
-
-    def run(self, kernels, capacity: int, node_limit: int, deadline: float) -> int:
-        """One search under `capacity` of at most `node_limit` choices, fewer where time is short; `offset` when it finds a layout."""
-        n = len(self.order)
-        self.work[:n] = np.arange(n)
-        started = time.perf_counter()
-        limit = max(1, min(node_limit, int(self.rate * (deadline - started))))
-        counters = np.array([0, limit, 0, n, capacity, 1 << 62], np.int64)
-        tables = (self.blocks, self.sections, self.overlap_at, self.overlaps, self.alive_at, self.alive)
-        result = kernels.search(0, len(self.sections), 0, n, 0, -1, *tables, self.trail, self.work, counters)
-        self.rate = max(1e3, counters[kernels.NODES] / max(1e-4, time.perf_counter() - started))
-        self.next_capacity = int(counters[kernels.NEXT_CAPACITY])
-        if result == kernels.FOUND:
-            self.offset[self.order] = self.blocks[:, 6]
-            self.blocks[:, 3:5] = 0
-            self.sections[:] = self.untouched
-        return result
-
-
-def _sections(lower: np.ndarray, upper: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Lifetimes in sections: the moments with a largest set of live blocks, which hold every overlap of two blocks.
-
-    Such a moment lies between a birth and the next death. Returns first and end section per block, and how many there are.
-    """
-    times, index = np.unique(np.concatenate([lower, upper]), return_inverse=True)
-    first, end = index[: len(lower)], index[len(lower) :]
-    births, deaths = np.zeros(len(times), bool), np.zeros(len(times), bool)
-    births[first] = True
-    deaths[end] = True
-    kept = []
-    born = False
-    for t in range(len(times) - 1):
-        born = born or births[t]
-        if born and deaths[t + 1]:
-            kept.append(t)
-            born = False
-    return np.searchsorted(kept, first), np.searchsorted(kept, end), len(kept)
-
-
-def _rows(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The true columns of each row of a boolean matrix: where a row starts, and the columns row by row."""
-    start = np.concatenate([[0], np.cumsum(mask.sum(axis=1))])
-    return start.astype(np.int64), np.nonzero(mask)[1].astype(np.int64)
-
-
 def _kernels():
     """The kernels' module, every kernel compiled (or read from the cache on disk)."""
     from .kernels import offsets as kernels
 
-    one = _Part(np.zeros(1, np.int64), np.ones(1, np.int64), np.ones(1, np.int64), np.zeros(1, np.int64), np.zeros(1, np.int64))
-    _Search(one, np.zeros(1, np.int64)).run(kernels, 1, 10, time.perf_counter() + 1)
-    scratch = np.zeros(1, np.int64)
-    kernels.fit(scratch, one.lower, one.upper, one.size, True, 2, 2, scratch.copy(), scratch.copy())
-    kernels.climb(scratch.copy(), one.lower, one.upper, one.size, True, 1, 1, 1, scratch.copy())
+    zero, one = np.zeros(1, np.int64), np.ones(1, np.int64)
+    kernels.fit(zero, zero, one, one, True, 1, 1, zero.copy(), zero.copy())
+    kernels.climb(zero.copy(), zero, one, one, True, 1, 1, 1, zero.copy())
+    for search in part_searches(zero, one, one):
+        search.run(kernels, 1, 10, time.perf_counter() + 1)
     return kernels

@@ -201,3 +201,107 @@ def search(start, stop, w0, w1, after, rank, blocks, sections, overlap_at, overl
             blocks[trail[counters[TRAIL], 0], LOW] = trail[counters[TRAIL], 1]
         if result == UNDECIDED:
             return UNDECIDED
+
+
+@njit(cache=True, nogil=True)
+def sweep(lower, upper, size, capacity, node_limit, mode, seed, width, failed, offset):
+    """Place blocks, sorted by `lower`, from first to last against the floor, the ceiling or a block alive; FOUND or UNDECIDED.
+
+    Depth first, and local where `search` is global: a dead end takes back what is near in time. What is still possible
+    depends only on the layout of the blocks alive, so layouts that led nowhere are remembered in `failed` (uint64, a power
+    of two long, zero where empty). Not complete: an optimal layout may leave gaps on both sides of a new block.
+    `mode`: which spot first: 0 the tightest gap, beside what dies at about the same time; 1 the lowest; 2 any.
+    `width`: most blocks alive at once.
+    """
+    n = len(size)
+    horizon = np.float64(upper.max())
+    alive = np.empty((n + 1, width + 1), np.int64)
+    alive_count = np.zeros(n + 1, np.int64)
+    spots = np.empty((n, 2 * width + 4), np.int64)
+    spots_left = np.zeros(n, np.int64)
+    costs = np.empty(2 * width + 4, np.float64)
+    keys = np.zeros(n, np.uint64)
+    mask = np.uint64(len(failed) - 1)
+    state = np.uint64(seed * 2 + 1)
+    nodes = 0
+    k = 0
+    arrived = True
+    while k < n:
+        if arrived:
+            m = 0
+            key = np.uint64(k) * np.uint64(0x9E3779B97F4A7C15)
+            for i in range(alive_count[k]):
+                b = alive[k, i]
+                if upper[b] > lower[k]:
+                    alive[k, m] = b
+                    m += 1
+                    mixed = (np.uint64(offset[b]) * np.uint64(0xBF58476D1CE4E5B9)) ^ (np.uint64(b) * np.uint64(0x94D049BB133111EB))
+                    mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
+                    key += mixed ^ (mixed >> np.uint64(32))
+            alive_count[k] = m
+            keys[k] = key | np.uint64(1)
+            spots_left[k] = 0
+            if failed[np.int64((key >> np.uint64(20)) & mask)] != keys[k]:
+                count = 0
+                floor = 0
+                below = -1
+                for i in range(m + 1):
+                    above = alive[k, i] if i < m else -1
+                    ceiling = offset[above] if i < m else capacity
+                    gap = ceiling - floor
+                    if gap >= size[k]:
+                        state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
+                        chance = np.float64(state >> np.uint64(40)) / 16777216.0
+                        slack = np.float64(gap - size[k]) / capacity
+                        apart_below = abs((horizon if below < 0 else np.float64(upper[below])) - upper[k]) / horizon
+                        apart_above = abs((horizon if above < 0 else np.float64(upper[above])) - upper[k]) / horizon
+                        if mode == 0:
+                            low_cost = (slack + 0.05 * apart_below) * (0.7 + 0.6 * chance)
+                            high_cost = (slack + 0.05 * apart_above) * (1.3 - 0.6 * chance)
+                        elif mode == 1:
+                            low_cost, high_cost = np.float64(floor), np.float64(ceiling)
+                        else:
+                            low_cost, high_cost = chance, 1.0 - chance
+                        if gap == size[k] and mode != 1:
+                            low_cost = -1.0
+                        spots[k, count] = floor
+                        costs[count] = low_cost
+                        count += 1
+                        if gap > size[k]:
+                            spots[k, count] = ceiling - size[k]
+                            costs[count] = high_cost
+                            count += 1
+                    if i < m:
+                        floor = ceiling + size[above]
+                        below = above
+                for i in range(1, count):
+                    spot, cost = spots[k, i], costs[i]
+                    j = i
+                    while j > 0 and costs[j - 1] < cost:
+                        spots[k, j], costs[j] = spots[k, j - 1], costs[j - 1]
+                        j -= 1
+                    spots[k, j], costs[j] = spot, cost
+                spots_left[k] = count
+        if spots_left[k] == 0:
+            failed[np.int64((keys[k] >> np.uint64(20)) & mask)] = keys[k]
+            k -= 1
+            if k < 0:
+                return UNDECIDED
+            arrived = False
+            continue
+        if nodes >= node_limit:
+            return UNDECIDED
+        nodes += 1
+        spots_left[k] -= 1
+        offset[k] = spots[k, spots_left[k]]
+        m = alive_count[k]
+        i = 0
+        while i < m and offset[alive[k, i]] < offset[k]:
+            alive[k + 1, i] = alive[k, i]
+            i += 1
+        alive[k + 1, i] = k
+        alive[k + 1, i + 1 : m + 1] = alive[k, i:m]
+        alive_count[k + 1] = m + 1
+        k += 1
+        arrived = True
+    return FOUND
