@@ -40,10 +40,11 @@ def profiled_peak(call: Callable[[], Any]) -> Peak:
     return _sweep(allocations)[0]
 
 
-def peaks_by_mark(call: Callable[[], Any]) -> dict[str, Peak]:
-    """Peaks of the stretches that `call` marks, in order; bytes count from the start of `call`."""
+def peaks_by_mark(call: Callable[[], Any]) -> list[tuple[str, Peak]]:
+    """Peaks of the stretches that `call` marks, in order, a name as often as it is used; bytes count from the start of `call`."""
     allocations, marks = profiled_events(call)
-    return {name: peak for (_, _, name), peak in zip(marks, _sweep(allocations, [(a, b) for a, b, _ in marks]), strict=True)}
+    peaks = _sweep(allocations, [(begin, end) for begin, end, _ in marks])
+    return [(name, peak) for (_, _, name), peak in zip(marks, peaks, strict=True)]
 
 
 Allocation = tuple[int, int, int, tuple[str, ...]]
