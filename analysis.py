@@ -59,7 +59,7 @@ def analyze(
     _one_of("order", order, ("best", "traced"))
     with _reporter(progress) as say:
         graph = model if isinstance(model, Graph) else _traced(model, args, kwargs, mode, loss, optimizer, device, allow_real_run, say)
-        graph = replace(graph, name=name or graph.name, meta={"modules": _classes(model), **graph.meta})
+        graph = _named(graph, name, model)
         if kernels or (kernels is None and not isinstance(model, Graph)):
             graph = _with_kernels(graph, threads, say)
         policy = inputs or ("planned" if graph.meta.get("frontend") == "plain" else "caller")
@@ -103,9 +103,10 @@ def _traced(model: Any, args: Any, kwargs: Any, mode: str, loss: Any, optimizer:
     return trace(model, args, kwargs, device=device, mode=mode, loss=loss, optimizer=optimizer, allow_real_run=real)
 
 
-def _classes(model: Any) -> dict[str, str]:
-    """Class names by module path; empty for a Graph, which may carry its own."""
-    return {} if isinstance(model, Graph) else {path: type(module).__name__ for path, module in model.named_modules()}
+def _named(graph: Graph, name: str | None, model: Any) -> Graph:
+    """The graph under `name`, with the class names of the model's modules by path in meta "modules"."""
+    classes = {} if isinstance(model, Graph) else {path: type(module).__name__ for path, module in model.named_modules()}
+    return replace(graph, name=name or graph.name, meta={"modules": classes, **graph.meta} if classes else graph.meta)
 
 
 def _with_kernels(graph: Graph, threads: int | None, say: Progress) -> Graph:

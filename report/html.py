@@ -7,7 +7,7 @@ Text of the user reaches the page through Jinja's autoescaping or through `textC
 from __future__ import annotations
 
 import json
-from importlib.resources import files
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +28,7 @@ def render_html(a: Analysis) -> str:
     from jinja2 import Environment, StrictUndefined
     from markupsafe import Markup
 
-    folder = files("neaptide.report") / "templates"
+    folder = Path(__file__).with_name("templates")
 
     def read(name: str) -> str:
         return (folder / name).read_text(encoding="utf-8")

@@ -33,16 +33,15 @@ def memory_snapshot(a: Analysis) -> dict[str, Any]:
     starts: dict[int, list[tuple[int, int, list[dict[str, Any]]]]] = {}
     ends: dict[int, list[tuple[int, int, list[dict[str, Any]]]]] = {}
     left: list[tuple[int, int, list[dict[str, Any]]]] = []
-    last = len(lifetimes.order)
     for s in np.flatnonzero(lifetimes.birth >= 0).tolist():
         if storages[s].nbytes and s in a.plan.offsets:
             stack = frames[birth[s]] if birth[s] >= 0 else _frames(f"input {storages[s].name}".rstrip(), "", "")
             block = (ARENA_ADDRESS + int(a.plan.offsets[s]), storages[s].nbytes, stack)
             starts.setdefault(int(lifetimes.birth[s]), []).append(block)
-            if lifetimes.death[s] < last:
-                ends.setdefault(int(lifetimes.death[s]), []).append(block)
-            else:
+            if s in a.graph.pinned:
                 left.append(block)
+            else:
+                ends.setdefault(int(lifetimes.death[s]), []).append(block)
     events = [_event("segment_alloc", (ARENA_ADDRESS, a.arena, []), 0)] if a.arena else []
     for step, v in enumerate(lifetimes.order):
         events += _freed(ends.get(step, ()), step)
@@ -50,6 +49,7 @@ def memory_snapshot(a: Analysis) -> dict[str, Any]:
         if a.graph.nodes[v].workspace:
             block = (ARENA_ADDRESS + int(a.plan.workspace_offsets[v]), a.graph.nodes[v].workspace, _frames("workspace", *_place(a, v)))
             events += [_event("alloc", block, step), *_freed([block], step)]
+    events += _freed(ends.get(len(lifetimes.order), ()), len(lifetimes.order))
     segments = [_segment(ARENA_ADDRESS, a.arena, left)] if a.arena else []
     address = ARENA_ADDRESS + -(-a.arena // GAP) * GAP + GAP
     for storage_group in _standing(a):
