@@ -20,10 +20,15 @@ def cut_bound(problem: OrderingProblem, v: int) -> tuple[int, int]:
     """Least need of block `v` over all orders, in bytes, and how many blocks the cut had to decide about."""
     before = problem.ancestors[v]
     after = problem.descendants[v] | 1 << v
-    open_mask = ((1 << len(problem)) - 1) & ~(before | after)
-    vertex = {u: i + 2 for i, u in enumerate(_bits(open_mask))}
-    fixed = problem.base + problem.extra[v]
-    network = _Network(len(vertex) + 2)
+    network = _cut_network(problem, before, after)
+    return network.fixed + network.maximum_flow() + problem.extra[v], len(network.blocks)
+
+
+def _cut_network(problem: OrderingProblem, before: int, after: int) -> _Network:
+    """Network whose cuts are the down-sets that contain bit set `before` and nothing of `after`, at the bytes they hold."""
+    network = _Network(list(_bits(((1 << len(problem)) - 1) & ~(before | after))))
+    vertex = {u: i + 2 for i, u in enumerate(network.blocks)}
+    network.fixed = problem.base
     for b, (birth, size, pinned) in enumerate(zip(problem.birth, problem.size, problem.pinned, strict=True)):
         if birth < 0 or before >> birth & 1:
             tail = 0
@@ -34,10 +39,10 @@ def cut_bound(problem: OrderingProblem, v: int) -> tuple[int, int]:
         undecided = [vertex[u] for u in problem.users[b] if u in vertex]
         if pinned or any(after >> u & 1 for u in problem.users[b]):
             if tail == 0:
-                fixed += size
+                network.fixed += size
             else:
                 network.add(tail, 1, size)
-        elif len(undecided) == 1 and undecided[0] != tail:
+        elif len(undecided) == 1:
             network.add(tail, undecided[0], size)
         elif undecided:
             load = network.vertex()
@@ -48,7 +53,7 @@ def cut_bound(problem: OrderingProblem, v: int) -> tuple[int, int]:
         for p in problem.preds[u]:
             if p in vertex:
                 network.add(i, vertex[p], INFINITE)
-    return fixed + network.maximum_flow(), len(vertex)
+    return network
 
 
 def lower_bound(problem: OrderingProblem, needs: list[int], upper: int, *, work: int) -> tuple[int, bool]:
@@ -80,10 +85,15 @@ def _bits(mask: int) -> Iterable[int]:
 
 
 class _Network:
-    """A flow network with source 0 and sink 1; Dinic's algorithm (1970)."""
+    """A flow network with source 0, sink 1 and vertex i + 2 for `blocks[i]`; Dinic's algorithm (1970).
 
-    def __init__(self, vertices: int):
-        self.edges: list[list[int]] = [[] for _ in range(vertices)]
+    `fixed`: bytes that every cut costs on top.
+    """
+
+    def __init__(self, blocks: list[int]):
+        self.blocks = blocks
+        self.fixed = 0
+        self.edges: list[list[int]] = [[] for _ in range(len(blocks) + 2)]
         self.head: list[int] = []
         self.room: list[int] = []
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from ..compiler.graph import Graph
 from .bounds import lower_bound
+from .decompose import segments
 from .exact import BlockArrays, Search, compile_kernels, sweep_cuts
 from .heuristics import PORTFOLIO
 from .liveness import Inputs, check_inputs_mode, liveness
@@ -73,7 +74,7 @@ class _Hunt:
         self.upper = liveness(graph, inputs=inputs).peak
         self.found_by = "traced"
         self.lower = 0
-        self.bounded_by = "none"
+        self.bounded_by = "ends"
         self.compiling = 0.0
 
     def method(self) -> str:
@@ -81,37 +82,50 @@ class _Hunt:
 
     def stages(self) -> Iterator[None]:
         problem = ordering_problem(self.graph, self.inputs)
-        self.lower, self.bounded_by = problem.floor, "ends"
-        needs = self.consider(problem, range(len(problem)), "traced, merged")
+        self.raise_lower(problem.floor, "ends")
+        needs = problem.needs(range(len(problem)))
+        self.raise_lower(lower_bound(problem, needs, self.upper, work=PYTHON_CUT_WORK)[0], "cut")
         yield
-        for name, heuristic in (("", None), *PORTFOLIO.items()):
-            if heuristic is not None:
-                found = self.consider(problem, heuristic(problem), name)
-                needs = [min(a, b) for a, b in zip(needs, found, strict=True)]
-                yield
-            else:
-                self.raise_lower(lower_bound(problem, needs, self.upper, work=PYTHON_CUT_WORK)[0], "cut")
-                yield
-        bound, complete = lower_bound(problem, needs, self.upper, work=PYTHON_CUT_WORK)
-        self.raise_lower(bound, "cut")
+        parts = [_Part(p) for p in segments(problem)]
+        self.compose(problem, parts)
         yield
-        arrays = BlockArrays(problem)
+        for name, heuristic in PORTFOLIO.items():
+            for part in parts:
+                if part.upper > self.lower:
+                    part.consider(heuristic(part.problem), name)
+            self.compose(problem, parts)
+            yield
+        for part in parts:
+            if part.upper > self.lower:
+                bound, part.cuts_done = lower_bound(part.problem, part.least, part.upper, work=PYTHON_CUT_WORK)
+                self.raise_lower(bound, "cut")
+                yield
         self.compile()
-        if not complete:
-            yield from self.sweep(problem, arrays, needs)
-        yield from self.search(problem, arrays)
+        for part in parts:
+            if part.upper > self.lower and not part.cuts_done:
+                for bound in part.sweep():
+                    self.raise_lower(bound, "cut")
+                    yield
+        patience = FIRST_TRY
+        while open_parts := [part for part in parts if part.upper > self.lower]:
+            for part in open_parts:
+                for bound in part.search(self.lower, patience):
+                    self.raise_lower(bound, "search")
+                    self.compose(problem, parts)
+                    yield
+            patience *= 4
 
-    def consider(self, problem: OrderingProblem, order: range | list[int] | np.ndarray, name: str) -> list[int]:
-        """Keep `order` when it is better than the best so far; returns its needs."""
-        needs = problem.needs(order if isinstance(order, range) else list(map(int, order)))
-        peak = problem.peak(needs)
+    def compose(self, problem: OrderingProblem, parts: list[_Part]) -> None:
+        """Take the best order of each part, one after another, when that beats the best so far."""
+        peak = max([problem.floor, *(part.upper for part in parts)])
         if peak < self.upper:
-            self.upper, self.order, self.found_by = peak, problem.expand(order), name
-        return needs
+            blocks = [v for part in parts for v in part.problem.expand(part.order)]
+            self.upper, self.order = peak, problem.expand(blocks)
+            self.found_by = " + ".join(dict.fromkeys(part.found_by for part in parts if part.found_by != "traced")) or "traced, merged"
 
     def raise_lower(self, bound: int, name: str) -> None:
         if bound > self.lower:
-            self.lower, self.bounded_by = min(bound, self.upper), name
+            self.lower, self.bounded_by = bound, name
 
     def compile(self) -> None:
         """Load the kernels, compiled or from numba's cache; the time it takes is not the caller's."""
@@ -119,31 +133,55 @@ class _Hunt:
         compile_kernels()
         self.compiling += time.perf_counter() - started
 
-    def sweep(self, problem: OrderingProblem, arrays: BlockArrays, needs: list[int]) -> Iterator[None]:
-        least = np.array(needs, np.int64)
-        candidates = np.argsort(-least, kind="stable")
-        at = 0
-        while at < len(candidates):
-            bound, at = sweep_cuts(problem, arrays, candidates, at, least, self.lower, self.upper, KERNEL_CUT_WORK)
-            self.raise_lower(bound, "cut")
-            yield
 
-    def search(self, problem: OrderingProblem, arrays: BlockArrays) -> Iterator[None]:
-        """Alternate between the lowest budget not yet refuted and the middle of the gap, with growing patience."""
-        patience = FIRST_TRY
-        while self.lower < self.upper:
-            known = (self.lower, self.upper)
-            for budget in (self.lower, (self.lower + self.upper) // 2):
-                if not self.lower <= budget < self.upper:
-                    continue
-                hunt = Search(problem, arrays, budget)
-                answer = None
-                while answer is None and hunt.states < patience:
-                    answer = hunt.advance(CHUNK)
-                    yield
-                if answer:
-                    self.consider(problem, hunt.order, "search")
-                elif answer is False:
-                    self.raise_lower(max(budget + 1, hunt.next_budget), "search")
-            if known == (self.lower, self.upper):
-                patience *= 4
+class _Part:
+    """A segment: its best order so far, and per block the least need over all orders tried."""
+
+    def __init__(self, problem: OrderingProblem):
+        self.problem = problem
+        self.order = list(range(len(problem)))
+        self.least = problem.needs(self.order)
+        self.upper = problem.peak(self.least)
+        self.found_by = "traced"
+        self.cuts_done = False
+        self.refuted = problem.floor
+
+    def consider(self, order: list[int], name: str) -> None:
+        """Keep `order` when it is better than the best so far."""
+        needs = self.problem.needs(order)
+        self.least = [min(a, b) for a, b in zip(self.least, needs, strict=True)]
+        peak = self.problem.peak(needs)
+        if peak < self.upper:
+            self.upper, self.order, self.found_by = peak, order, name
+
+    def sweep(self) -> Iterator[int]:
+        """All cuts that could raise the bound of this part, by kernel; yields the bound as it grows."""
+        least = np.array(self.least, np.int64)
+        candidates = np.argsort(-least, kind="stable")
+        arrays = BlockArrays(self.problem)
+        bound = at = 0
+        while at < len(candidates):
+            bound, at = sweep_cuts(self.problem, arrays, candidates, at, least, bound, self.upper, KERNEL_CUT_WORK)
+            yield bound
+
+    def search(self, lower: int, patience: int) -> Iterator[int]:
+        """Search at the lowest budget not refuted and in the middle of the gap, `patience` down-sets each; yields bounds.
+
+        Budgets below `lower`, a bound on the whole, are of no use to anyone.
+        """
+        arrays = BlockArrays(self.problem)
+        for fraction in (0, 2):
+            self.refuted = max(self.refuted, lower)
+            if self.refuted >= self.upper:
+                return
+            budget = self.refuted + (self.upper - self.refuted) // fraction if fraction else self.refuted
+            search = Search(self.problem, arrays, budget)
+            answer = None
+            while answer is None and search.states < patience:
+                answer = search.advance(CHUNK)
+                yield self.refuted
+            if answer:
+                self.consider(search.order.tolist(), "search")
+            elif answer is False:
+                self.refuted = min(max(budget + 1, search.next_budget), self.upper)
+            yield self.refuted

@@ -95,6 +95,19 @@ def test_empty_graphs_and_unused_inputs_need_nothing():
     assert (result.order, result.peak, result.optimal) == ((), 0, True)
 
 
+def test_inputs_count_at_the_start_even_where_they_are_not_the_bottleneck():
+    """A large input read by a node that leaves nothing behind: no order avoids holding it before the first step."""
+    b = GraphBuilder("large input")
+    large, x = (b.tensor((n,), "uint8", role="input") for n in (200, 3))
+    b.inputs += [large, x]
+    wide = [fresh(b, "widen", (x,), 10) for _ in range(2)]
+    narrow = [fresh(b, "narrow", (w,), 1) for w in wide]
+    b.outputs.append(fresh(b, "join", narrow, 1))
+    b.node("check", (large,))
+    result = schedule(b.build())
+    assert (result.peak, result.optimal) == (203, True)
+
+
 def test_a_hard_graph_ends_in_time_with_an_honest_gap():
     graph = hard_graph()
     schedule(graph, time_limit=0.0)
