@@ -1,6 +1,7 @@
 """The demo: one real network, from trace to a proven plan that runs, and a report to look at. `make demo` runs it.
 
-DARTS-V2 for CIFAR-10 (Liu et al. 2018): 20 cells whose branches can run in many orders, so the order matters.
+DARTS-V2 for CIFAR-10 (Liu et al. 2018): 20 cells whose branches can run in many orders, so the order matters. Any other name from
+`neaptide models` may be given.
 """
 
 from __future__ import annotations
@@ -9,45 +10,50 @@ import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
 
 import neaptide
-from neaptide.compiler.reference_models import REFERENCE_MODELS
+from neaptide.compiler.reference_models import reference_model
+from neaptide.report.console import Stages, output
 from neaptide.report.units import format_bytes
 
 
 def main(name: str = "darts_cifar") -> int:
-    console = Console()
+    console = output()
     torch.manual_seed(0)
-    reference = REFERENCE_MODELS[name]
-    model, args = reference.module(), reference.args()
+    make_model, make_args = reference_model(name)
+    model, args = make_model(), make_args()
 
-    console.rule(f"[bold]1  analyze[/bold]  {reference.description}")
-    analysis = neaptide.analyze(model, args, progress=True)
+    console.rule("[bold]1  trace and analyze")
+    with Stages() as stages:
+        analysis = neaptide.analyze(model, args, name=name, progress=stages)
     console.print(analysis.table(depth=1))
 
-    console.rule("[bold]2  a better order, proven; one arena[/bold]")
+    console.rule("[bold]2  a better order, proven, in one arena")
     best, plan = analysis.schedule, analysis.plan
-    console.print(f"traced order   {format_bytes(analysis.graph_peak)}")
-    console.print(
-        f"best order     {format_bytes(best.peak)}  ({analysis.graph_peak / best.peak:.2f}x less, {'proven optimal' if best.optimal else 'not proven'})"
+    proof = "proven optimal" if best.optimal else f"no order needs less than {format_bytes(best.lower_bound)}"
+    rows = (
+        ("order as traced", analysis.graph_peak, ""),
+        ("best order", best.peak, f"{analysis.graph_peak / best.peak:.2f}x less, {proof}, found in {best.seconds:.2f} s"),
+        ("lower bound", best.lower_bound, f"by {best.method}"),
+        ("arena", plan.arena, f"{len(plan.offsets)} storages at fixed offsets"),
     )
-    console.print(f"lower bound    {format_bytes(best.lower_bound)}")
-    console.print(f"arena          {format_bytes(plan.arena)}  for {len(plan.offsets)} storages, alignment {plan.alignment}")
+    for what, size, remark in rows:
+        console.print(f"  {what:16} {size:>12,} B  {remark}", highlight=False)
 
-    console.rule("[bold]3  run it in that arena[/bold]")
+    console.rule("[bold]3  run it in that arena")
     with torch.no_grad():
         eager = model.eval()(*args)
-    result = neaptide.execute_in_arena(analysis.graph, plan, args, order=best.order)
-    same = result.matches(eager)
-    console.print(f"poisoned arena of {format_bytes(plan.arena)}: outputs {'equal eager, bit for bit' if same else 'DIFFER from eager'}")
+    run = neaptide.execute_in_arena(analysis.graph, plan, args)
+    difference = run.difference(eager)
+    verdict = "outputs equal eager PyTorch bit for bit" if difference is None else f"NOT equal to eager: {difference}"
+    console.print(f"  poisoned arena of {run.arena_bytes:,} B: {verdict}", highlight=False)
 
     report = Path("out") / f"{name}.html"
     report.parent.mkdir(exist_ok=True)
     analysis.save_html(str(report))
-    console.rule("[bold]4  look at it[/bold]")
-    console.print(f"report: {report}")
-    return 0 if same else 1
+    console.rule("[bold]4  look at it")
+    console.print(f"  {report}", highlight=False)
+    return 0 if difference is None else 1
 
 
 if __name__ == "__main__":
