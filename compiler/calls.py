@@ -45,9 +45,17 @@ def call_of(graph: Graph, node: Node, inputs: Sequence[Any]) -> Call | None:
     return Call(function, tuple(args), kwargs, len(returns) == 1 and str(returns[0].type) == "Tensor")
 
 
-def outputs_of(call: Call, result: Any) -> list[torch.Tensor]:
-    """The tensors of `result` that are the node's outputs, in order."""
-    return [result] if call.single else tensors_of(result)
+def outputs_of(call: Call, result: Any, count: int) -> list[torch.Tensor | None]:
+    """The `count` results of `call` that are the node's outputs, in order; None where a kernel leaves one undefined.
+
+    Raises `TraceError` when there are not so many.
+    """
+    if call.single:
+        return [result]
+    leaves = result if isinstance(result, tuple) and len(result) == count else tensors_of(result)
+    if len(leaves) != count:
+        raise TraceError(f"{call.function} gave {len(leaves)} tensors; the graph says {count}")
+    return list(leaves)
 
 
 def tensors_of(result: Any) -> list[torch.Tensor]:

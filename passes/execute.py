@@ -260,19 +260,18 @@ class _Run:
             self.native += 1
             results = list(targets.values())
         else:
-            results = outputs_of(call, call.function(*call.args, **call.kwargs))
-        if len(results) != len(node.outputs):
-            raise TraceError(f"node {node.id} ({node.op}) gave {len(results)} tensors; the graph says {len(node.outputs)}")
+            results = outputs_of(call, call.function(*call.args, **call.kwargs), len(node.outputs))
         outside = 0
         for i, (t, kind, result) in enumerate(zip(node.outputs, kinds, results, strict=True)):
             target = targets.get(i)
             if target is None and kind == "written" and not mutates:
                 target = self._value_window(node, t)
             if target is None:
+                assert result is not None, f"node {node.id} ({node.op}) leaves an alias undefined"
                 self._check_alias(node, t, result)
                 self.values[t] = result
                 continue
-            if target is not result:
+            if result is not None and target is not result:
                 if target.shape != result.shape:
                     raise TraceError(f"node {node.id} ({node.op}) gave shape {list(result.shape)}; the graph says {list(target.shape)}")
                 target.copy_(result)
@@ -317,7 +316,8 @@ class _Run:
 def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     import torch
 
-    return tensor.detach().resolve_conj().resolve_neg().contiguous().reshape(-1).view(torch.uint8)
+    plain = tensor.detach().resolve_conj().resolve_neg().flatten()
+    return plain.clone(memory_format=torch.contiguous_format).view(torch.uint8)
 
 
 @cache
