@@ -6,6 +6,7 @@ output, everything else to standard error. A failure is one paragraph; `--debug`
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from typing import Annotated
 import typer
 
 from .cli_analyze import analyze
-from .cli_plan import schedule
+from .cli_plan import allocate, schedule
 from .compiler.errors import NeaptideError
 
 app = typer.Typer(
@@ -25,8 +26,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
+INTERRUPTED = 130
 app.command()(analyze)
 app.command()(schedule)
+app.command()(allocate)
 
 
 @app.command()
@@ -66,14 +69,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns its exit code. `argv`: the words after `neaptide` (None: those of this process)."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.NOTSET if debug else logging.CRITICAL)  # it logs what we report
     try:
-        code = app([w for w in words if w != "--debug"], prog_name="neaptide", standalone_mode=False)
+        code = int(app([w for w in words if w != "--debug"], prog_name="neaptide", standalone_mode=False) or 0)
         sys.stdout.flush()
-        return int(code or 0)
+        return _fail("interrupted", INTERRUPTED, debug) if code == INTERRUPTED else code
     except NeaptideError as error:
         return _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
-        return _fail("interrupted", 130, debug)
+        return _fail("interrupted", INTERRUPTED, debug)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

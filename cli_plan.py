@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as codec
+import sys
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,9 +24,12 @@ from .cli_analyze import (
     check_writable,
     on_threads,
 )
-from .report.console import output
+from .compiler.errors import BudgetError, PlanError
+from .report.console import Stages, output
+from .report.units import parse_bytes
 
 if TYPE_CHECKING:
+    from .passes.allocate import Layout
     from .report.result import Analysis
 
 
@@ -59,6 +63,68 @@ def schedule(
 
     output().print(schedule_view(a))
     return 0
+
+
+def allocate(
+    lifetimes: Annotated[
+        str, typer.Argument(metavar="LIFETIMES.csv", help="Blocks as `id,lower,upper,size`, half-open times; MiniMalloc's format.")
+    ],
+    capacity: Annotated[
+        str, typer.Option("--capacity", help="Stop at the first layout within it, exit with 3 when there is none: `1MiB`.")
+    ] = "",
+    alignment: Annotated[int, typer.Option("--alignment", min=1, help="Of offsets, in bytes.")] = 1,
+    time_limit: Annotated[float, typer.Option("--time-limit", min=0.0, help="Seconds for the search.")] = 10.0,
+    out: Annotated[
+        str, typer.Option("--output", "-o", metavar="FILE", help="Write the blocks with their offsets as CSV; `-` prints it.")
+    ] = "",
+    json: Json = False,
+) -> int:
+    """The smallest arena for blocks with given lifetimes, with its lower bound."""
+    from .passes.allocate import allocate_lifetimes
+    from .passes.lifetimes_csv import format_plan, read_lifetimes, write_plan
+
+    if json and out == "-":
+        raise typer.BadParameter("--json and --output - both print on standard output: give one of them")
+    check_writable([] if out == "-" else [out])
+    limit = parse_bytes(capacity) if capacity else None
+    table = read_lifetimes(lifetimes)
+    with Stages() as stages:
+        stages(f"laying out {len(table.ids):,} blocks")
+        try:
+            layout = allocate_lifetimes(
+                table.ids, table.lower, table.upper, table.size, alignment=alignment, capacity=limit, time_limit=time_limit
+            )
+        except PlanError as error:
+            if limit is None:
+                raise
+            raise BudgetError(str(error)) from None
+    if out == "-":
+        print(format_plan(layout), end="")
+    elif out:
+        write_plan(out, layout)
+        print(f"wrote {out}", file=sys.stderr)
+    if json:
+        print(codec.dumps(layout_document(layout), indent=2))
+    elif out != "-":
+        from .report.plans import layout_view
+
+        output().print(layout_view(lifetimes, layout))
+    return 0
+
+
+def layout_document(layout: Layout) -> dict[str, Any]:
+    """A layout as versioned JSON values."""
+    return {
+        "format": "neaptide.layout",
+        "version": 1,
+        "arena": layout.arena,
+        "lower_bound": layout.lower_bound,
+        "optimal": layout.optimal,
+        "alignment": layout.alignment,
+        "method": layout.method,
+        "seconds": layout.seconds,
+        "offsets": {str(i): int(o) for i, o in zip(layout.ids, layout.offsets, strict=True)},
+    }
 
 
 def schedule_document(a: Analysis) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import FormatError
+from .errors import FormatError, GraphError
 from .graph import Atom, Graph, GraphBuilder, Node, Ref, Storage, Tensor
 
 FORMAT = "neaptide.graph"
@@ -71,8 +71,8 @@ def load(path: str | os.PathLike[str]) -> Graph:
         raise FormatError(f"cannot read {str(path)!r}: {error.strerror or error}") from None
     try:
         return loads(text, name=Path(path).stem)
-    except FormatError as error:
-        raise FormatError(f"{path}: {error}") from None
+    except (FormatError, GraphError) as error:
+        raise type(error)(f"{path}: {error}") from None
 
 
 def loads(source: str | bytes | Mapping[str, Any], *, name: str = "graph") -> Graph:

@@ -10,6 +10,7 @@ from rich.text import Text
 from .units import format_bytes
 
 if TYPE_CHECKING:
+    from ..passes.allocate import Layout
     from .result import Analysis
 
 QUIET = "bright_black"
@@ -27,6 +28,23 @@ def schedule_view(a: Analysis) -> Table:
             ("lower bound", f"{s.lower_bound:,} B", format_bytes(s.lower_bound)),
         ],
         [state, Text(f"{len(s.order):,} ops, {s.method}, {s.seconds:.3f} s", style=QUIET)],
+    )
+
+
+def layout_view(name: str, layout: Layout) -> Table:
+    """Arena and bound of a layout, and how it was found."""
+    proof = "no layout of these blocks is lower" if layout.optimal else f"{100 * layout.waste:.2f} % above the bound"
+    state = Text("✓ proven optimal" if layout.optimal else "○ not proven optimal", style="bold green" if layout.optimal else "bold yellow")
+    return _facts(
+        Text(name, style="bold"),
+        [
+            ("arena", f"{layout.arena:,} B", format_bytes(layout.arena)),
+            ("lower bound", f"{layout.lower_bound:,} B", format_bytes(layout.lower_bound)),
+        ],
+        [
+            state.append(f"  {proof}", style=QUIET),
+            Text(f"{len(layout.ids):,} blocks, {layout.method}, {layout.seconds:.3f} s", style=QUIET),
+        ],
     )
 
 

@@ -71,19 +71,13 @@ def test_counts_are_read_in_powers_of_1000(n, text):
     assert format_count(n) == text
 
 
-@pytest.mark.parametrize(
-    "text, n",
-    [
-        ("320KB", 320_000),
-        ("320KiB", 327_680),
-        ("8 GB", 8 * 10**9),
-        ("2.5MiB", 2_621_440),
-        ("4096", 4096),
-        ("64k", 64_000),
-        ("1,024 B", 1024),
-        ("1_000", 1000),
-    ],
-)
+AMOUNTS = {
+    "320KB": 320_000, "320KiB": 327_680, "8 GB": 8 * 10**9, "2.5MiB": 2_621_440, "4096": 4096, "64k": 64_000, "1,024 B": 1024,
+    "1_000": 1000,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("text, n", AMOUNTS.items())
 def test_budgets_as_people_write_them(text, n):
     assert parse_bytes(text) == n
 
