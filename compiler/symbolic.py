@@ -8,7 +8,7 @@ sizes at hand is taken and kept as a guard: the recording holds wherever all gua
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -106,36 +106,56 @@ def record_symbolic(
     symbols: Mapping[str, sympy.Symbol],
     *,
     mode: str = "inference",
+    loss: Any = None,
+    optimizer: Any = None,
 ) -> SymbolicRecording:
     """Record `model(*args, **kwargs)` once, with the dimensions in `dynamic` symbolic and `at[name]` as the size at hand.
 
-    `symbols`: the sympy symbol for each name. Raises `TraceError` when the model cannot be recorded so: an op without symbolic
-    shapes, sizes that depend on data.
+    `symbols`: the sympy symbol for each name. `mode`, `loss`, `optimizer` as in `trace`. Raises `TraceError` when the model cannot
+    be recorded so: an op without symbolic shapes, sizes that depend on data.
     """
     sizes = _Sizes(at, symbols)
-    if mode != "inference":
-        raise TraceError(f"mode={mode!r} is not recorded with symbolic sizes")
-    fake_mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=sizes.env, static_shapes=True)
-    fakes = Fakes(fake_mode)
+    fakes = Fakes(FakeTensorMode(allow_non_fake_inputs=True, shape_env=sizes.env, static_shapes=True))
 
     def stand_in(tensor: torch.Tensor) -> torch.Tensor:
         dims = dynamic.get(id(tensor))
-        return fakes.of(tensor) if dims is None else symbolic_like(tensor, dims, sizes.ints, fake_mode)
+        return fakes.of(tensor) if dims is None else symbolic_like(tensor, dims, sizes.ints, fakes.mode)
 
-    recorder = Recorder(type(model).__name__, fakes=fakes, concrete=concrete)
     with user_errors(model):
         fake_args, fake_kwargs = map_tensors(stand_in, list(args)), map_tensors(stand_in, dict(kwargs))
-        declare_weights(recorder, model)
-        declare_inputs(recorder, fake_args, fake_kwargs, model)
-        with borrowed(model, fakes), torch.no_grad(), eager_branches():
-            model.eval()
-            with fake_mode, recorder, recorder.scopes(model):
-                result = model(*fake_args, **fake_kwargs)
-        for _, tensor in tensors_in(result):
-            recorder.output(tensor)
-        graph = recorder.finish(frontend="recorder", mode="inference", symbolic=dict(at))
-        nbytes = tuple(map(sizes.expression, recorder.sizes))
-    return SymbolicRecording(graph, nbytes, sizes.guards(), dict(at))
+        if mode == "training":
+            graph, nbytes = _training_step(model, fake_args, fake_kwargs, fakes, loss, optimizer)
+        else:
+            graph, nbytes = _inference(model, fake_args, fake_kwargs, fakes)
+        return SymbolicRecording(graph, tuple(map(sizes.expression, nbytes)), sizes.guards(), dict(at))
+
+
+def _inference(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], fakes: Fakes) -> tuple[Graph, list[Any]]:
+    """The graph of one call, and the sizes of its storages, some symbolic."""
+    recorder = Recorder(type(model).__name__, fakes=fakes, concrete=concrete, sources=False)
+    declare_weights(recorder, model)
+    declare_inputs(recorder, args, kwargs, model)
+    with borrowed(model, fakes), torch.no_grad(), eager_branches():
+        model.eval()
+        with fakes.mode, recorder, recorder.scopes(model):
+            result = model(*args, **kwargs)
+    for _, tensor in tensors_in(result):
+        recorder.output(tensor)
+    return recorder.finish(frontend="recorder", mode="inference"), recorder.sizes
+
+
+def _training_step(
+    model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], fakes: Fakes, loss: Any, optimizer: Any
+) -> tuple[Graph, list[Any]]:
+    """The same of one training step. Storages carry their number as a name past the one rewrite that joins some of them."""
+    from .in_place_gradients import accumulate_in_place
+    from .training import TrainingLoop, TrainingRecorder, record_step
+
+    recorder = TrainingRecorder(type(model).__name__, fakes=fakes, concrete=concrete)
+    graph = record_step(recorder, model, args, kwargs, TrainingLoop(loss), optimizer)
+    numbered = replace(graph, storages=tuple(replace(s, name=str(s.id)) for s in graph.storages))
+    joined = accumulate_in_place(numbered, recorder.mergeable)
+    return joined, [recorder.sizes[int(s.name)] for s in joined.storages]
 
 
 def symbolic_like(tensor: torch.Tensor, dims: Mapping[int, str], ints: Mapping[str, Any], mode: FakeTensorMode) -> torch.Tensor:

@@ -123,11 +123,26 @@ def trace_training(
         raise TraceError(f"accumulate={accumulate!r}: a step has one forward and backward pass or more")
     loop = TrainingLoop(loss, accumulate, set_to_none, autocast)
     args = (args,) if isinstance(args, torch.Tensor) else args
+    recorder = TrainingRecorder(type(model).__name__, fakes=Fakes(device=device))
+    graph = record_step(recorder, model, args, kwargs or {}, loop, optimizer, step)
+    return accumulate_in_place(graph, recorder.mergeable)
+
+
+def record_step(
+    recorder: TrainingRecorder,
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    loop: TrainingLoop,
+    optimizer: Any = None,
+    step: int = 2,
+) -> Graph:
+    """Step `step` of `loop` as `recorder` sees it: gradients that meet are still added into new tensors. As in `trace_training`."""
+    fakes = recorder.fakes
+    assert fakes is not None
     _import_what_optimizers_import()
-    fakes = Fakes(device=device)
-    recorder = TrainingRecorder(type(model).__name__, fakes=fakes)
     declare_weights(recorder, model)
-    fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs or {})
+    fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs)
     with user_errors(model), borrowed(model, fakes), torch.enable_grad():
         model.train()
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -138,8 +153,8 @@ def trace_training(
             _declare_state(recorder, parameters, optim)
             with recorder, recorder.scopes(model):
                 loop.step(model, fake_args, fake_kwargs, optim, recorder.in_phase, lambda: _name_state(recorder, parameters, optim))
-        graph = recorder.finish(**graph_meta(model, device=device, mode="training"), training=_facts(loop, optim, step))
-    return accumulate_in_place(graph, recorder.mergeable)
+        device = str(fakes.device)
+        return recorder.finish(**graph_meta(model, device=device, mode="training"), training=_facts(loop, optim, step))
 
 
 def _facts(loop: TrainingLoop, optimizer: torch.optim.Optimizer | None, step: int) -> dict[str, Any]:
@@ -173,8 +188,8 @@ class TrainingRecorder(Recorder):
     `mergeable`: ids of `aten.add.Tensor` nodes of the backward pass whose first argument autograd may overwrite if it dies there.
     """
 
-    def __init__(self, name: str, *, fakes: Fakes):
-        super().__init__(name, fakes=fakes)
+    def __init__(self, name: str, *, fakes: Fakes, concrete: Callable[[Any], Any] = int):
+        super().__init__(name, fakes=fakes, concrete=concrete)
         self.mergeable: list[int] = []
         self._suspects: list[tuple[weakref.ref[torch.Tensor], str]] = []
 

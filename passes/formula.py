@@ -19,6 +19,7 @@ from ..compiler.errors import NeaptideError, TraceError
 from .formula_branches import Branch, Recordings, SizeLike, listed
 from .liveness import Inputs
 from .polynomial import Ring, Size, Terms
+from .regions import Region
 
 if TYPE_CHECKING:
     import sympy
@@ -81,7 +82,7 @@ class PeakFormula:
         if len(free) != 1:
             raise NeaptideError(f"solve() looks for one size: fix all but one of {', '.join(s.name for s in self.sizes)}")
         self._check_names({**fixed, free[0].name: 0}, {s.name for s in self.sizes})
-        found = [self._largest(branch, budget, free[0], fixed) for branch in self.branches]
+        found = [self._largest(branch, region, budget, free[0], fixed) for branch in self.branches for region in branch.regions]
         return max((n for n in found if n is not None), default=None)
 
     def to_dict(self) -> dict[str, Any]:
@@ -124,23 +125,25 @@ class PeakFormula:
         if set(given) != wanted:
             raise NeaptideError(f"{self.name} has the sizes {', '.join(sorted(wanted))}; given: {', '.join(sorted(given)) or 'none'}")
 
-    def _largest(self, branch: Branch, budget: int, free: Size, fixed: Mapping[str, int]) -> int | None:
-        """Largest value of `free` in one branch, over the other sizes as fixed."""
+    def _largest(self, branch: Branch, region: Region, budget: int, free: Size, fixed: Mapping[str, int]) -> int | None:
+        """Largest value of `free` in one region of a branch, over the other sizes as fixed."""
+        bounds = dict(zip((s.name for s in self.sizes), region.bounds, strict=True))
+        least, most = bounds[free.name]
+        low, high = -(-least // free.step), None if most is None else most // free.step
 
         def fits(t: int) -> bool:
             at = {**fixed, free.name: t * free.step}
             return all(self.ring.value(terms, at) <= budget for terms in branch.terms)
 
-        low, high = free.least, free.most()
         if all(self._grows(terms) for terms in branch.terms):
             if not fits(low):
                 return None
-            top = low
-            while (high is None or top < high) and fits(top):
-                if top > 1 << 62:
+            good, bad = low, low + 1
+            while (high is None or bad <= high) and fits(bad):
+                if bad > 1 << 62:
                     raise NeaptideError(f"{self.name}: every {free.name} fits into {budget} bytes; declare a maximum for {free.name}")
-                top = 2 * top + 1 if high is None else min(2 * top + 1, high)
-            good, bad = low, top + fits(top)
+                good, bad = bad, 2 * bad
+            bad = bad if high is None else min(bad, high + 1)
             while bad - good > 1:
                 middle = (good + bad) // 2
                 good, bad = (middle, bad) if fits(middle) else (good, middle)
@@ -149,10 +152,8 @@ class PeakFormula:
             candidates = (t for t in range(high, low - 1, -1) if fits(t))
         else:
             raise NeaptideError(f"{self.name}: the peak is not proven to grow with {free.name}; declare a smaller maximum for it")
-        for t in itertools.islice(candidates, SCANNED):
-            if branch.holds(self.sizes, {**fixed, free.name: t * free.step}):
-                return t * free.step
-        return None
+        inside = (t * free.step for t in itertools.islice(candidates, SCANNED))
+        return next((n for n in inside if region.contains(self.sizes, {**fixed, free.name: n})), None)
 
     def _grows(self, terms: Terms) -> bool:
         """Whether the piece is known never to fall when a size grows: a sum of products of generators that never fall."""

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
+from itertools import combinations
 from math import comb
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ from ..compiler.errors import NeaptideError
 
 if TYPE_CHECKING:
     import sympy
+
+PAIRED = 40
 
 # (generator, exponent > 0) pairs, ascending; () is the constant term.
 Monomial = tuple[tuple[int, int], ...]
@@ -234,15 +237,14 @@ class Ring:
         Each bounded generator is rewritten as its lower bound plus a variable >= 0, or, between two bounds, in the Bernstein basis;
         no negative coefficient then means no negative value.
         """
-        for g in {g for monomial in terms for g, _ in monomial}:
-            low, high = box[g]
-            if low is None:
-                return False
-            terms = _in_basis(terms, g, low, high)
-        return all(c >= 0 for c in terms.values())
+        found = _coefficients(terms, box, _degrees(terms))
+        return found is not None and all(c >= 0 for c in found.values())
 
     def undominated(self, candidates: Iterable[Terms], box: Box) -> list[Terms]:
-        """Those of `candidates` of which none other is proven to be at least as large everywhere in `box`; largest first at its corner."""
+        """`candidates` less those that are proven to be below the maximum of the others everywhere in `box`; largest first at a corner.
+
+        One is dropped when another one, or a mean of two others with fixed weights, is proven to be at least as large.
+        """
         corner = {s.name: s.step * (box[i][1] or max(4 * (box[i][0] or 1), 64)) for i, s in enumerate(self.sizes)}
         distinct = list({frozenset(t.items()): t for t in candidates}.values())
         distinct.sort(key=lambda t: self.value(t, corner), reverse=True)
@@ -250,37 +252,54 @@ class Ring:
         for terms in distinct:
             if not any(self.non_negative(plus(other, terms, -1), box) for other in kept):
                 kept = [other for other in kept if not self.non_negative(plus(terms, other, -1), box)] + [terms]
-        return self._upper_lines(kept, box)
+        for terms in list(kept) if len(kept) <= PAIRED else ():
+            others = [t for t in kept if t is not terms]
+            if any(_below_a_mean(terms, a, b, box) for a, b in combinations(others, 2)):
+                kept = others
+        return kept
 
-    def _upper_lines(self, kept: list[Terms], box: Box) -> list[Terms]:
-        """Lines in one variable that are somewhere on top; anything else is returned as it is."""
-        used = {g for t in kept for m in t for g, _ in m}
-        if len(kept) < 3 or len(used) != 1 or any(n > 1 for t in kept for m in t for _, n in m):
-            return kept
-        (g,) = used
+
+def _below_a_mean(terms: Terms, a: Terms, b: Terms, box: Box) -> bool:
+    """Whether `w * a + (1 - w) * b >= terms` everywhere in `box` is proven for one weight w in [0, 1]."""
+    over_a, over_b = plus(a, terms, -1), plus(b, terms, -1)
+    degrees = _degrees(over_a, over_b)
+    rows_a, rows_b = _coefficients(over_a, box, degrees), _coefficients(over_b, box, degrees)
+    if rows_a is None or rows_b is None:
+        return False
+    low, high = Fraction(0), Fraction(1)
+    for monomial in {*rows_a, *rows_b}:
+        x, y = rows_a.get(monomial, Fraction(0)), rows_b.get(monomial, Fraction(0))
+        if x == y:
+            if x < 0:
+                return False
+        elif x > y:
+            low = max(low, -y / (x - y))
+        else:
+            high = min(high, y / (y - x))
+    return low <= high
+
+
+def _degrees(*polynomials: Terms) -> dict[int, int]:
+    """Highest exponent of each generator that occurs."""
+    degrees: dict[int, int] = {}
+    for terms in polynomials:
+        for monomial in terms:
+            for g, n in monomial:
+                degrees[g] = max(n, degrees.get(g, 0))
+    return degrees
+
+
+def _coefficients(terms: Terms, box: Box, degrees: Mapping[int, int]) -> Terms | None:
+    """`terms` in a basis that is nowhere negative in `box`; None when a generator has no lower bound."""
+    for g, degree in degrees.items():
         low, high = box[g]
         if low is None:
-            return kept
-        lines = sorted(kept, key=lambda t: (t.get(((g, 1),), Fraction(0)), t.get((), Fraction(0))))
-        top: list[tuple[Fraction, Fraction, Terms, Fraction]] = []  # slope, height, terms, where it takes over
-        for terms in lines:
-            slope, height = terms.get(((g, 1),), Fraction(0)), terms.get((), Fraction(0))
-            start = Fraction(low)
-            while top:
-                s, h, _, since = top[-1]
-                crossing = (h - height) / (slope - s) if slope != s else Fraction(low)
-                if crossing > since:
-                    start = crossing
-                    break
-                top.pop()
-            if not top:
-                start = Fraction(low)
-            top.append((slope, height, terms, start))
-        on_top = {id(t) for _, _, t, since in top if high is None or since <= high}
-        return [t for t in kept if id(t) in on_top]
+            return None
+        terms = _in_basis(terms, g, low, high, degree)
+    return terms
 
 
-def _in_basis(terms: Terms, g: int, low: int, high: int | None) -> Terms:
+def _in_basis(terms: Terms, g: int, low: int, high: int | None, degree: int) -> Terms:
     """Coefficients of `terms` with generator `g` in the basis `(g - low)**k`, or in the Bernstein basis of [low, high].
 
     The exponent of `g` then numbers the elements of the basis.
@@ -294,7 +313,6 @@ def _in_basis(terms: Terms, g: int, low: int, high: int | None) -> Terms:
             row[k] = row.get(k, Fraction(0)) + c * comb(power, k) * low ** (power - k)
     out: Terms = {}
     for rest, row in rows.items():
-        degree = max(row)
         if high is not None:
             width = high - low
             row = {
