@@ -49,6 +49,7 @@ from .graph import Graph, GraphBuilder, Ref
 
 TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+REFERENCE_FILES = os.path.join(OWN_FOLDER, "reference_")  # the built-in models are models, not front end
 RNG_NAME = "rng state"
 DROPPED_NAMESPACES = frozenset(("prim", "prims", "profiler"))
 LIFTS = frozenset(("aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift.default"))
@@ -89,7 +90,7 @@ def op_info(func: Any) -> OpInfo:
 
 def _code_kind(filename: str) -> str:
     if filename.startswith(OWN_FOLDER):
-        return "own"
+        return "user" if filename.startswith(REFERENCE_FILES) else "own"
     return "torch" if filename.startswith((TORCH_FOLDER, "<")) else "user"
 
 

@@ -32,7 +32,7 @@ from .answers import Answers
 from .errors import NeaptideError, TraceError
 from .fake import Fakes, borrowed
 from .graph import Graph
-from .recorder import OWN_FOLDER, TORCH_FOLDER, Recorder
+from .recorder import OWN_FOLDER, REFERENCE_FILES, TORCH_FOLDER, Recorder
 from .structure import map_tensors, tensors_in
 from .weightless import eager_branches, weightless
 
@@ -323,7 +323,8 @@ def user_line(error: BaseException) -> str:
     found = ""
     for frame, lineno in traceback.walk_tb(error.__traceback__):
         name = frame.f_code.co_filename
-        if not name.startswith((TORCH_FOLDER, OWN_FOLDER, "<")) and os.path.basename(name) != "contextlib.py":
+        own = name.startswith(OWN_FOLDER) and not name.startswith(REFERENCE_FILES)
+        if not own and not name.startswith((TORCH_FOLDER, "<")) and os.path.basename(name) != "contextlib.py":
             found = f"{name}:{lineno}"
     return found
 
