@@ -86,6 +86,8 @@ def loads(source: str | bytes | Mapping[str, Any], *, name: str = "graph") -> Gr
             raise FormatError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
         except UnicodeDecodeError as error:
             raise FormatError(f"not JSON: byte {error.start} is not UTF-8") from None
+        except ValueError:
+            raise FormatError("not a graph: the JSON holds a number of thousands of digits") from None
         except RecursionError:
             raise FormatError("not a graph: the JSON nests too deeply") from None
     if not isinstance(document, Mapping):

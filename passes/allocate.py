@@ -237,6 +237,16 @@ def _does_not_fit(
     return f"{len(size)} blocks do not fit {capacity:,} B: {verdict}. {known}"
 
 
+def _integers(name: str, ids: tuple[Hashable, ...], values: list[Any]) -> np.ndarray:
+    """`values` as int64; `PlanError` for anything that is no integer or is beyond +-2^61."""
+    for i, value in enumerate(values):
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (int, np.integer)):
+            raise PlanError(f"{name} of block {ids[i] if i < len(ids) else i!r} is {value!r}; lifetimes and sizes are integers")
+        if not -LARGEST <= value <= LARGEST:
+            raise PlanError(f"{name} of block {ids[i] if i < len(ids) else i!r} is {value}; at most 2^61 is allowed")
+    return np.array(values, np.int64)
+
+
 def _node_name(graph: Graph, node: int) -> str:
     scope = graph.nodes[node].scope
     return f"node {node} ({graph.nodes[node].op}{f' in {scope}' if scope else ''})"
@@ -246,7 +256,7 @@ def _checked(ids: tuple[Hashable, ...], *columns: Sequence[int] | np.ndarray) ->
     """The columns as int64 arrays of the length of `ids`; `PlanError` for anything that is not a list of blocks."""
     arrays = []
     for name, column in zip(("lower", "upper", "size"), columns, strict=True):
-        array = np.asarray(column)
+        array = column if isinstance(column, np.ndarray) else _integers(name, ids, list(column))
         if array.ndim != 1 or len(array) != len(ids):
             raise PlanError(f"{name} has shape {list(array.shape)}; there are {len(ids)} ids, so it should be [{len(ids)}]")
         if len(array) and array.dtype.kind not in "iu":

@@ -103,12 +103,13 @@ def write_plan(path: str | os.PathLike[str], layout: LayoutLike) -> None:
 
 def format_plan(layout: LayoutLike) -> str:
     """The text that `write_plan` writes; ids that hold commas, quotes or line ends are quoted."""
-    out = io.StringIO(newline="")
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow([*COLUMNS, "offset"])
+    lines = [",".join((*COLUMNS, "offset"))]
     for block, *numbers in zip(layout.ids, layout.lower, layout.upper, layout.size, layout.offsets, strict=True):
-        writer.writerow([block, *map(int, numbers)])
-    return out.getvalue()
+        name = str(block)
+        if any(c in name for c in ',"\r\n'):
+            name = '"' + name.replace('"', '""') + '"'
+        lines.append(",".join((name, *(str(int(n)) for n in numbers))))
+    return "\n".join(lines) + "\n"
 
 
 def _header(fields: list[str], where: str) -> list[str]:

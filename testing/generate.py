@@ -86,6 +86,26 @@ def random_lifetimes(
     return blocks
 
 
+def full_lifetimes(choose: Choose, *, max_blocks: int = 9, max_time: int = 8, max_load: int = 6) -> list[tuple[int, int, int]]:
+    """Blocks `(lower, upper, size)` that fill the same load at every moment: the hard kind, which may need more than their load.
+
+    At most `max_blocks` blocks over at most `max_time` steps; none is empty.
+    """
+    load = 1 + choose(max_load)
+    blocks: list[tuple[int, int, int]] = []
+    for t in range(max_time):
+        free = load - sum(size for _, upper, size in blocks if upper > t)
+        fill = []
+        while free > 0:
+            size = free - choose(min(free, 3))
+            fill.append((t, min(max_time, t + 1 + choose(3)), size))
+            free -= size
+        if len(blocks) + len(fill) > max_blocks:
+            return [(lower, min(upper, t), size) for lower, upper, size in blocks]
+        blocks += fill
+    return blocks
+
+
 # ---- one node each: (choices, builder, may have several outputs, extra node fields) ---------------------------------
 
 

@@ -57,9 +57,14 @@ def topological_orders(draw: st.DrawFn, graph: Graph) -> tuple[int, ...]:
 
 @st.composite
 def lifetimes(
-    draw: st.DrawFn, *, min_blocks: int = 0, max_blocks: int = 7, max_time: int = 8, max_size: int = 12
+    draw: st.DrawFn, *, min_blocks: int = 0, max_blocks: int = 7, max_time: int = 8, max_size: int = 12, full: bool = False
 ) -> list[tuple[int, int, int]]:
-    """Lists of blocks `(lower, upper, size)`, alive over the half-open [lower, upper); empty sizes and exact repeats occur."""
+    """Lists of blocks `(lower, upper, size)`, alive over the half-open [lower, upper); empty sizes and exact repeats occur.
+
+    With `full`, one load fills every moment, which is the hard kind: `generate.full_lifetimes` of `max_blocks` and `max_time`.
+    """
+    if full:
+        return generate.full_lifetimes(_choices(draw), max_blocks=max_blocks, max_time=max_time)
     return generate.random_lifetimes(_choices(draw), min_blocks=min_blocks, max_blocks=max_blocks, max_time=max_time, max_size=max_size)
 
 
