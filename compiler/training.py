@@ -20,8 +20,9 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from .answers import Answers
 from .errors import TraceError
 from .fake import Fakes, borrowed
 from .graph import Graph
@@ -30,6 +31,7 @@ from .optimizers import make_optimizer
 from .recorder import Recorder
 from .structure import tensors_in
 from .trace import declare_inputs, declare_weights, graph_meta, user_errors
+from .weightless import eager_branches
 
 Phase = Callable[[str], AbstractContextManager[Any]]
 
@@ -141,20 +143,40 @@ def record_step(
     fakes = recorder.fakes
     assert fakes is not None
     _import_what_optimizers_import()
-    declare_weights(recorder, model)
-    fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs)
-    with user_errors(model), borrowed(model, fakes), torch.enable_grad():
+    with user_errors(model), borrowed(model, fakes), torch.enable_grad(), eager_branches():
         model.train()
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        with fakes.mode, NumbersOfFakes(), _recorded_random_state(recorder):
+        with fakes.mode:
             optim = make_optimizer(optimizer, list(parameters.values()), fakes)
             if step == 2:
-                loop.step(model, fake_args, fake_kwargs, optim)
-            _declare_state(recorder, parameters, optim)
-            with recorder, recorder.scopes(model):
-                loop.step(model, fake_args, fake_kwargs, optim, recorder.in_phase, lambda: _name_state(recorder, parameters, optim))
-        device = str(fakes.device)
-        return recorder.finish(**graph_meta(model, device=device, mode="training"), training=_facts(loop, optim, step))
+                first = TrainingRecorder(recorder.builder.name, fakes=fakes, concrete=recorder.concrete)
+                _run(first, loop, model, args, kwargs, parameters, optim)
+            _run(recorder, loop, model, args, kwargs, parameters, optim)
+        facts: dict[str, Any] = {"training": _facts(loop, optim, step)}
+        if recorder.answers.assumptions:
+            facts["assumptions"] = recorder.answers.assumptions
+        return recorder.finish(**graph_meta(model, device=str(fakes.device), mode="training"), **facts)
+
+
+def _run(
+    recorder: TrainingRecorder,
+    loop: TrainingLoop,
+    model: torch.nn.Module,
+    args: Sequence[Any],
+    kwargs: Mapping[str, Any],
+    parameters: Mapping[str, torch.Tensor],
+    optimizer: torch.optim.Optimizer | None,
+) -> None:
+    """One step under `recorder`; `model` and `optimizer` are over fakes."""
+    declare_weights(recorder, model)
+    fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs, model)
+    _declare_state(recorder, parameters, optimizer)
+
+    def name_state() -> None:
+        _name_state(recorder, parameters, optimizer)
+
+    with _recorded_random_state(recorder), recorder, recorder.scopes(model):
+        loop.step(model, fake_args, fake_kwargs, optimizer, recorder.in_phase, name_state)
 
 
 def _facts(loop: TrainingLoop, optimizer: torch.optim.Optimizer | None, step: int) -> dict[str, Any]:
@@ -170,18 +192,6 @@ def _facts(loop: TrainingLoop, optimizer: torch.optim.Optimizer | None, step: in
 # ---- the recorder in training ---------------------------------------------------------------------------------------------
 
 
-class NumbersOfFakes(TorchDispatchMode):
-    """Where Python asks a fake tensor for a number (an optimizer its step count): the known value, else 1."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        if func is not torch.ops.aten._local_scalar_dense.default or not isinstance(args[0], FakeTensor):
-            return func(*args, **(kwargs or {}))
-        try:
-            return func(*args)
-        except DataDependentOutputException:
-            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
-
-
 class TrainingRecorder(Recorder):
     """Records grad mode with each node, tensors that autograd saves unseen, and which gradient sums a real run makes in place.
 
@@ -189,9 +199,27 @@ class TrainingRecorder(Recorder):
     """
 
     def __init__(self, name: str, *, fakes: Fakes, concrete: Callable[[Any], Any] = int):
-        super().__init__(name, fakes=fakes, concrete=concrete)
+        super().__init__(name, fakes=fakes, concrete=concrete, answer=self._number)
+        self.answers = Answers()
+        self.answers.recorder = self
         self.mergeable: list[int] = []
         self._suspects: list[tuple[weakref.ref[torch.Tensor], str]] = []
+
+    def _number(self, func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        """Answers, and where none is known 1 for a number: an optimizer's step count, a loss to print. Never a branch."""
+        optimizing = self.phase == "optimizer"
+        exact = NotImplemented if optimizing else self.answers.ask(func, args, kwargs)
+        if exact is not NotImplemented or func is not torch.ops.aten._local_scalar_dense.default:
+            return exact
+        try:
+            return func(*args, **kwargs)
+        except DataDependentOutputException:
+            if args[0].dtype == torch.bool and not optimizing:
+                raise
+            if not optimizing:
+                entry = {"op": str(func), "at": self.source, "what": "1, which stands for a value that is not known"}
+                self.answers.assumptions.append(entry)
+            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
 
     @contextlib.contextmanager
     def in_phase(self, phase: str) -> Iterator[None]:
