@@ -55,7 +55,7 @@ def solve(lower: np.ndarray, upper: np.ndarray, size: np.ndarray, *, enough: int
     if layout.height <= goal or time_limit == 0:
         return Offsets(layout.offset, layout.height, bound, layout.method, time.perf_counter() - started)
 
-    kernels = _kernels()
+    kernels = compile_kernels()
     started = time.perf_counter()
     layout.try_orders(kernels.fit, orders, goal)
     deadline = started + time_limit
@@ -164,7 +164,8 @@ def _minimize(part: _Part, kernels, goal: int, deadline: float) -> None:
     """Lower `part.height` towards `goal` and raise `part.proved` until they meet or time is up.
 
     Rounds with a growing node limit. Each climbs, then searches at the floor: a refutation raises the floor to the next
-    capacity that the search names. While the floor stays undecided, shorter searches half way to the height lower that.
+    capacity that the search names. While the floor stays undecided, shorter searches half way to the height lower that, and
+    where `goal` leaves room, others below the floor: a tighter capacity is at times the easier one.
     """
     searches = part_searches(part.lower, part.upper, part.size)
     climbs = _climbs(part)
@@ -182,7 +183,8 @@ def _minimize(part: _Part, kernels, goal: int, deadline: float) -> None:
                 part.improve(search.offset, search.name)
                 return True
             if result == kernels.INFEASIBLE:
-                part.proved = floor = max(floor, search.next_capacity)
+                part.proved = max(part.proved, search.next_capacity)
+                floor = max(floor, part.proved)
                 return True
         return False
 
@@ -190,6 +192,8 @@ def _minimize(part: _Part, kernels, goal: int, deadline: float) -> None:
         next(climbs)(kernels, floor, deadline)
         while part.height > floor and settle(floor, node_limit):
             pass
+        if part.height > floor > part.proved:
+            settle(part.proved, node_limit // 2)
         while part.height > floor and settle((floor + part.height) // 2, node_limit // 4):
             pass
         node_limit = min(2 * node_limit, MOST_NODES)
@@ -214,7 +218,7 @@ def _climbs(part: _Part) -> Iterator:
             yield turn
 
 
-def _kernels():
+def compile_kernels():
     """The kernels' module, every kernel compiled (or read from the cache on disk)."""
     from .kernels import offsets as kernels
 
