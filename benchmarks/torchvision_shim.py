@@ -8,8 +8,11 @@ compiled operators load. Import this module before torchvision, timm or transfor
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
+import inspect
 import pathlib
+from unittest import mock
 
 import torch
 
@@ -33,6 +36,7 @@ SCHEMAS = (
     "_deform_conv2d_backward(Tensor grad, Tensor input, Tensor weight, Tensor offset, Tensor mask, Tensor bias, "
     f"{CONV}) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     "box_iou_rotated(Tensor boxes1, Tensor boxes2) -> Tensor",
+    "_cuda_version() -> int",
 )
 _library: torch.library.Library | None = None
 
@@ -54,9 +58,9 @@ def install() -> None:
         _library.define(schema)
     _library.impl("nms", _nms, "CPU")
     _library.impl("roi_align", _roi_align, "CPU")
-    import torchvision.extension
-
-    torchvision.extension._has_ops = lambda: True
+    _library.impl("_cuda_version", lambda: -1, "CompositeExplicitAutograd")
+    with mock.patch.object(torch.ops, "load_library"):
+        importlib.import_module("torchvision")
 
 
 def _nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
@@ -75,8 +79,9 @@ def _nms(boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.T
 def _roi_align(
     image: torch.Tensor, rois: torch.Tensor, scale: float, height: int, width: int, sampling_ratio: int, aligned: bool
 ) -> torch.Tensor:
-    from torchvision.ops.roi_align import _roi_align as in_plain_torch
+    from torchvision.ops.roi_align import _roi_align as compiled
 
+    in_plain_torch = inspect.unwrap(compiled)
     return in_plain_torch(image, rois, scale, height, width, sampling_ratio, aligned)
 
 

@@ -8,6 +8,7 @@ the graph holds for such data only.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,16 @@ if TYPE_CHECKING:
 
 SLICE_NODES = 2_000
 SLICE_ELEMENTS = 1 << 22
+BOUNDED_ANSWERS = 2_000
+# Ops whose result holds only values of their first argument, or of all of them (cat).
+SELECTIONS = frozenset(
+    f"aten.{name}"
+    for name in (
+        "index.Tensor", "select.int", "slice.Tensor", "view.default", "_unsafe_view.default", "expand.default", "clone.default",
+        "gather.default", "index_select.default", "masked_select.default", "unsqueeze.default", "squeeze.dim", "permute.default",
+        "t.default", "transpose.int", "detach.default", "alias.default", "cat.default",
+    )
+)  # fmt: skip
 
 
 class Unknown(Exception):
@@ -38,11 +49,16 @@ class Answers:
     def __init__(self, *, bounds: bool = False):
         self.bounds = bounds
         self.recorder: Recorder
-        self.bounded = False
         self.assumptions: list[dict[str, str]] = []
+        self._bounds_given = 0
         self._indexed = 0
         self._makers: dict[int, list[int]] = {}
         self._definer: dict[int, int] = {}
+
+    @property
+    def bounded(self) -> bool:
+        """Whether some size in the graph is an upper bound."""
+        return self._bounds_given > 0
 
     def ask(self, func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """What `func(*args, **kwargs)` returns, as fakes or a number; `NotImplemented` when there is no answer."""
@@ -52,11 +68,11 @@ class Answers:
             result = self._run(func, args, kwargs)
         except Unknown:
             bound = BOUNDS.get(str(func)) if self.bounds else None
-            if bound is None:
+            if bound is None or self._bounds_given >= BOUNDED_ANSWERS:
                 return NotImplemented
-            self.bounded = True
+            self._bounds_given += 1
             self._note(func, "the size of the result is an upper bound")
-            return bound(func, *args, **kwargs)
+            return bound(self, func, *args, **kwargs)
         if isinstance(result, bool | int | float | complex):
             self._note(func, f"{result!r}, computed from known values")
             return result
@@ -112,6 +128,34 @@ class Answers:
             values.update(zip(node.outputs, results, strict=True))
         return {t: value(t) for t in wanted}
 
+    def distinct(self, tensor: torch.Tensor) -> int:
+        """At most how many different values a recorded tensor holds."""
+        self._index()
+        t = self.recorder.tensor_id(tensor)
+        values = None if t is None else self._possible(t)
+        return tensor.numel() if values is None else min(tensor.numel(), len(values))
+
+    def _possible(self, t: int) -> set[Any] | None:
+        """Values that a tensor may hold: its own if they are known, else those of what it was selected from; None if unknown."""
+        with contextlib.suppress(Unknown), torch._C._DisableTorchDispatch(), torch.no_grad():
+            return set(self._evaluate([t])[t].unique().tolist())
+        builder = self.recorder.builder
+        if t not in self._definer or len(self._makers.get(builder.tensors[t].storage, ())) > 1:
+            return None
+        node = builder.nodes[self._definer[t]]
+        if node.op == "aten.remainder.Scalar" and isinstance(node.attrs["args"][1], int):
+            n = abs(node.attrs["args"][1])
+            return set(range(n)) if n <= SLICE_NODES else None
+        if node.op not in SELECTIONS:
+            return None
+        found: set[Any] = set()
+        for part in node.inputs if node.op == "aten.cat.default" else node.inputs[:1]:
+            values = self._possible(part)
+            if values is None:
+                return None
+            found |= values
+        return found
+
     def _slice(self, wanted: Sequence[int]) -> list[Node]:
         """Nodes behind the tensors `wanted`, through definitions and earlier writes, in recorded order."""
         self._index()
@@ -160,15 +204,15 @@ def _counts(like: torch.Tensor, *shape: int) -> torch.Tensor:
     return torch.empty(shape, dtype=torch.int64, device=like.device)
 
 
-def _most_nonzero(func: Any, x: torch.Tensor) -> torch.Tensor:
+def _most_nonzero(answers: Answers, func: Any, x: torch.Tensor) -> torch.Tensor:
     return _counts(x, x.numel(), x.dim())
 
 
-def _most_masked_select(func: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _most_masked_select(answers: Answers, func: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return x.new_empty(torch.broadcast_shapes(x.shape, mask.shape).numel())
 
 
-def _most_indexed(func: Any, x: torch.Tensor, indices: Sequence[Any]) -> torch.Tensor:
+def _most_indexed(answers: Answers, func: Any, x: torch.Tensor, indices: Sequence[Any]) -> torch.Tensor:
     """Each boolean mask selects at most all of its elements, as one index per dimension."""
     given: list[Any] = []
     for index in indices:
@@ -176,12 +220,16 @@ def _most_indexed(func: Any, x: torch.Tensor, indices: Sequence[Any]) -> torch.T
     return func(x, given)
 
 
-def _most_unique(func: Any, x: torch.Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False) -> Any:
-    n = x.numel()
+def _most_unique(
+    answers: Answers, func: Any, x: torch.Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
+) -> Any:
+    n = answers.distinct(x)
     return x.new_empty(n), _counts(x, *(x.shape if return_inverse else (0,))), _counts(x, n if return_counts else 0)
 
 
-def _most_unique_runs(func: Any, x: torch.Tensor, return_inverse: bool = False, return_counts: bool = False, dim: Any = None) -> Any:
+def _most_unique_runs(
+    answers: Answers, func: Any, x: torch.Tensor, return_inverse: bool = False, return_counts: bool = False, dim: Any = None
+) -> Any:
     n = x.numel() if dim is None else x.shape[dim]
     values = x.new_empty(n) if dim is None else torch.empty_like(x)
     inverse = (*x.shape,) if dim is None else (n,)
@@ -189,13 +237,13 @@ def _most_unique_runs(func: Any, x: torch.Tensor, return_inverse: bool = False, 
 
 
 def _most_unique_dim(
-    func: Any, x: torch.Tensor, dim: int, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
+    answers: Answers, func: Any, x: torch.Tensor, dim: int, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
 ) -> Any:
     n = x.shape[dim]
     return torch.empty_like(x), _counts(x, n if return_inverse else 0), _counts(x, n if return_counts else 0)
 
 
-def _most_kept(func: Any, boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
+def _most_kept(answers: Answers, func: Any, boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
     return _counts(boxes, boxes.shape[0])
 
 
