@@ -69,6 +69,16 @@ def _rms_norm(call: Call) -> Work:
     return Work(0, rms_norm_flops(x.numel, x.numel // max(1, width), scale=call.maybe(2, "weight") is not None))
 
 
+def _weight_norm(call: Call) -> Work:
+    """v g / |v|: per element square, sum and product; per norm a root and a division."""
+    return Work(0, 3 * call.tensor(0, "v").numel + 2 * call.tensor(1, "g").numel)
+
+
+def _weight_norm_backward(call: Call) -> Work:
+    """With u = v / |v|: dg = sum(dw u) (3 an element); dv = (dw - u dg) g / |v| (3 an element, a division a norm)."""
+    return Work(0, 6 * call.tensor(1, "saved_v").numel + call.tensor(2, "saved_g").numel)
+
+
 def _norm_backward(weight_at: int, mask_at: int) -> Callable[[Call], Work]:
     """With h = (x - mean) rstd and g = dy scale: h 2; g 1; sums of g and g h 3; dx = rstd (g - a - b h) 4; dscale 2; dshift 1."""
 
@@ -116,6 +126,8 @@ FACTS = {
         instance_norm=_instance_norm,
         rms_norm=_rms_norm,
         _fused_rms_norm=_rms_norm,
+        _weight_norm_interface=_weight_norm,
+        _weight_norm_interface_backward=_weight_norm_backward,
         native_batch_norm_backward=_norm_backward(2, 9),
         cudnn_batch_norm_backward=_norm_backward(3, 99),
         batch_norm_backward=_norm_backward(2, 9),
