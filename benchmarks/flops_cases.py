@@ -37,11 +37,15 @@ class Case:
 
 
 class Function(nn.Module):
-    """A function of tensors as a module. Functions look torch's up when called, so that tools which patch torch see them."""
+    """A function of tensors as a module, with an idle parameter because some tools read the device off the first one.
+
+    Functions look torch's up when called, so that tools which patch torch see them.
+    """
 
     def __init__(self, function: Callable[..., Any]):
         super().__init__()
         self.function = function
+        self.idle = nn.Parameter(torch.zeros(1))
 
     def forward(self, *args: torch.Tensor) -> Any:
         return self.function(*args)
