@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .units import format_bytes, format_count, format_shape
+from .units import format_bytes, format_count, format_dtype, format_shape
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -107,7 +107,7 @@ def _view(key: str, title: str, note: str, lifetimes: Lifetimes, counted: Sequen
 
 
 def _type(a: Analysis, tensor: int | None) -> str:
-    return "" if tensor is None else f"{format_shape(a.graph.tensors[tensor].shape)} {a.graph.tensors[tensor].dtype}"
+    return "" if tensor is None else f"{format_shape(a.graph.tensors[tensor].shape)} {format_dtype(a.graph.tensors[tensor].dtype)}"
 
 
 def _bars(a: Analysis) -> list[tuple[str, str, int, float]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from .units import bar_chart, format_bytes, format_count, format_shape, resample
+from .units import bar_chart, format_bytes, format_count, format_dtype, format_shape, resample
 
 if TYPE_CHECKING:
     from ..passes.attribution import LiveStorage, ModuleRow
@@ -29,6 +30,7 @@ ROLE_STYLE = {
 QUIET = "bright_black"
 ALIVE_ROWS = 8
 TREE_ROWS = 26
+LINE_WIDTH = 20
 BAR = "█"
 
 
@@ -71,9 +73,18 @@ def short_op(op: str) -> str:
     return op.removeprefix("aten.").removeprefix("onnx.").removesuffix(".default")
 
 
-def short_source(source: str) -> str:
-    """The last part of a `file:line`."""
-    return source.replace("\\", "/").rsplit("/", 1)[-1]
+def short_source(source: str, width: int = 0) -> str:
+    """The last part of a `file:line`, cut from the left to `width` columns when that is not 0."""
+    tail = source.replace("\\", "/").rsplit("/", 1)[-1]
+    return tail if not width or len(tail) <= width else "…" + tail[1 - width :]
+
+
+def readable_source(source: str) -> str:
+    """A `file:line` from where the reader stands: relative to the current folder or to the installed packages if below them."""
+    path = source.replace("\\", "/")
+    here = os.getcwd().replace("\\", "/").rstrip("/") + "/"
+    _, packages, installed = path.partition("/site-packages/")
+    return path.removeprefix(here) if path.startswith(here) else installed if packages else source
 
 
 def _inset(part: RenderableType, top: int = 0) -> Padding:
@@ -82,7 +93,7 @@ def _inset(part: RenderableType, top: int = 0) -> Padding:
 
 def _title(a: Analysis) -> Text:
     tensors = [a.graph.tensors[t] for t in a.graph.inputs]
-    shown = ", ".join(f"{format_shape(t.shape)} {t.dtype}" for t in tensors[:2])
+    shown = ", ".join(f"{format_shape(t.shape)} {format_dtype(t.dtype)}" for t in tensors[:2])
     more = f" and {len(tensors) - 2} more" if len(tensors) > 2 else ""
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(a.name, style="bold")
@@ -167,8 +178,11 @@ def _chart(label: str, lifetimes: Lifetimes, style: str, columns: int, top: int,
     table = Table.grid(padding=(0, 1, 0, 0))
     table.add_column(no_wrap=True, justify="right", width=12, style=QUIET)
     table.add_column(no_wrap=True)
-    names = [format_bytes(lifetimes.peak), *[""] * (height - 2), label]
-    for name, line in zip(names, bar_chart(values, height, top), strict=True):
+    lines = bar_chart(values, height, top)
+    while len(lines) > 2 and not lines[0].strip():
+        lines.pop(0)
+    names = [format_bytes(lifetimes.peak), *[""] * (len(lines) - 2), label]
+    for name, line in zip(names, lines, strict=True):
         text = Text(line, style=style)
         text.stylize("bold red", at, at + 1)
         table.add_row(name, text)
@@ -185,7 +199,7 @@ def _peak_line(a: Analysis) -> Text:
         text.append(f" ({kind})" if kind else "")
     text.append(f", op {a.planned.peak_step + 1:,} of {len(a.graph.nodes):,}")
     if node.source:
-        text.append(f"\n{node.source}", style=QUIET)
+        text.append(f"\n{readable_source(node.source)}", style=QUIET)
     return text
 
 
@@ -198,13 +212,13 @@ def _alive(alive: Sequence[LiveStorage], width: int) -> Table:
     table.add_column("shape", no_wrap=True, overflow="ellipsis", ratio=3)
     table.add_column("module", no_wrap=True, overflow="ellipsis", ratio=3)
     if lines:
-        table.add_column("line", no_wrap=True, overflow="ellipsis", ratio=2, style=QUIET)
+        table.add_column("line", no_wrap=True, width=LINE_WIDTH, style=QUIET)
     for r in alive[:ALIVE_ROWS]:
-        label = {"workspace": f"{short_op(r.op)} workspace", "input": f"input {r.name}".rstrip()}.get(r.role, short_op(r.op))
-        shape = f"{format_shape(r.shape)} {r.dtype}" if r.dtype else ""
+        label = {"workspace": "kernel workspace", "input": f"input {r.name}".rstrip()}.get(r.role, short_op(r.op))
+        shape = f"{format_shape(r.shape)} {format_dtype(r.dtype)}" if r.dtype else ""
         made = Text(label, style=ROLE_STYLE.get(r.role, "default"))
         cells: list[RenderableType] = [format_bytes(r.nbytes), _per_cent(r.share), made, Text(shape), Text(r.scope)]
-        table.add_row(*cells, *([Text(short_source(r.source))] if lines else []))
+        table.add_row(*cells, *([Text(short_source(r.source, LINE_WIDTH))] if lines else []))
     rest = alive[ALIVE_ROWS:]
     if rest:
         total = sum(r.nbytes for r in rest)
@@ -232,7 +246,7 @@ def module_table(modules: Sequence[ModuleRow], depth: int | None, width: int) ->
         depth = max((d for d in range(1, 9) if sum(m.depth <= d for m in modules) <= TREE_ROWS), default=1)
     shown = [m for m in modules if m.depth <= depth]
     for i, m in enumerate(shown):
-        label = Text(_branches(shown, i), style=QUIET)
+        label = Text.assemble((_branches(shown, i), QUIET))
         label.append(m.path.rpartition(".")[2] or "model", style="bold" if m.depth <= 1 else "default")
         if m.kind:
             label.append(f" {m.kind}", style=QUIET)

@@ -56,6 +56,15 @@ def format_shape(shape: Sequence[int]) -> str:
     return "×".join(map(str, shape)) if shape else "scalar"
 
 
+_SHORT = {"float": "f", "bfloat": "bf", "int": "i", "uint": "u", "complex": "c"}
+
+
+def format_dtype(dtype: str) -> str:
+    """`float32` as `f32`, `int64` as `i64`; names without a plain width stay."""
+    letters = dtype.rstrip("0123456789")
+    return _SHORT[letters] + dtype[len(letters) :] if letters in _SHORT and letters != dtype else dtype
+
+
 def parse_bytes(text: str) -> int:
     """Bytes in `text`: `320KB` (320,000), `320KiB` (327,680), `2.5 GB`, `4096`.
 
