@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from .errors import FormatError
 from .graph import Graph, GraphBuilder
 from .onnx_attrs import encode, op_name, shape_keys
-from .onnx_files import OnnxFile, Weights, check_tensor, packed_size, read_model
+from .onnx_files import PACKED, OnnxFile, Weights, check_tensor, packed_size, read_model
 from .onnx_shapes import ShapeInference
 
 if TYPE_CHECKING:
@@ -88,6 +88,7 @@ class _Importer:
         self.given = given
         self.protos: dict[int, onnx.TensorProto] = {}
         self.bounded: list[str] = []
+        self.packed: list[int] = []
 
     def error(self, text: str) -> FormatError:
         return FormatError(f"{self.file.label}: {text}")
@@ -121,6 +122,8 @@ class _Importer:
         )
         if self.bounded:
             self.builder.meta["workspace_bounds"] = list(self.bounded)
+        if self.packed:
+            self.builder.meta["packed"] = list(self.packed)
         built = self.builder.build()
         return Graph(
             built.name, built.nodes, built.tensors, built.storages, built.inputs, built.outputs, built.meta,
@@ -174,7 +177,10 @@ class _Importer:
             raise self.error("a value has no name")
         if name in scope.tensors:
             raise self.error(f"value {name!r} is defined twice")
-        dtype, shape, nbytes = packed_size(*scope.shapes.of(name))
+        elem_type, dims = scope.shapes.of(name)
+        dtype, shape, nbytes = packed_size(elem_type, dims)
+        if elem_type in PACKED:
+            self.packed.append(len(self.builder.tensors))
         if alias is None:
             storage, offset = self.builder.storage(nbytes, role, name), 0
         else:

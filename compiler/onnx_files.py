@@ -232,15 +232,22 @@ def array_of(tensor: onnx.TensorProto, file: OnnxFile) -> np.ndarray:
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:
-    """A torch tensor of its own memory; dtypes that numpy lacks (bfloat16, float8) go over their bits. Raises `FormatError` for strings."""
+    """A torch tensor of its own memory; dtypes that numpy lacks (bfloat16, float8) go over their bits, int4 and the like become int8.
+
+    Raises `FormatError` for strings and 4-bit floats.
+    """
     import numpy as np
     import torch
 
     dtype = str(array.dtype)
-    if array.dtype.kind in "OSU":
-        raise FormatError("string tensors have no torch form; such a graph can be analysed and written, not run")
+    if array.dtype.kind in "OSU" or dtype == "float4_e2m1fn":
+        raise FormatError(
+            f"{'string' if array.dtype.kind in 'OSU' else dtype} tensors have no torch form: such a graph can be analysed, not run"
+        )
+    if dtype in ("int4", "int2", "uint4", "uint2"):
+        array = array.astype(np.uint8 if dtype.startswith("u") else np.int8)
     array = np.array(array, order="C")
-    if array.dtype.kind != "V" and dtype in ITEM_KINDS:
+    if dtype in ITEM_KINDS or array.dtype.kind in "iu":
         return torch.from_numpy(array)
     bits = torch.from_numpy(array.view(f"u{array.dtype.itemsize}"))
     return bits.view(getattr(torch, dtype))

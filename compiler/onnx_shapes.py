@@ -231,6 +231,7 @@ class ShapeInference:
     def called(node: onnx.NodeProto) -> str:
         """How messages call `node`."""
         kind = f"{node.domain}.{node.op_type}" if node.domain else node.op_type
+        kind = kind if kind.isprintable() else ascii(kind)
         return f"node {node.name!r} ({kind})" if node.name else f"the {kind} that makes {next(iter(node.output), '')!r}"
 
     # ---- operators no schema knows ------------------------------------------------------------------------------------
