@@ -16,7 +16,7 @@ import numpy as np
 from ..compiler.graph import Graph
 from .bounds import lower_bound
 from .decompose import segments
-from .exact import BlockArrays, Search, compile_kernels, sweep_cuts
+from .exact import Search, blocks_of, compile_kernels, sweep_cuts
 from .heuristics import PORTFOLIO
 from .liveness import Inputs, check_inputs_mode, liveness
 from .problem import OrderingProblem, ordering_problem
@@ -158,10 +158,10 @@ class _Part:
         """All cuts that could raise the bound of this part, by kernel; yields the bound as it grows."""
         least = np.array(self.least, np.int64)
         candidates = np.argsort(-least, kind="stable")
-        arrays = BlockArrays(self.problem)
+        blocks = blocks_of(self.problem)
         bound = at = 0
         while at < len(candidates):
-            bound, at = sweep_cuts(self.problem, arrays, candidates, at, least, bound, self.upper, KERNEL_CUT_WORK)
+            bound, at = sweep_cuts(blocks, candidates, at, least, bound, self.upper, KERNEL_CUT_WORK)
             yield bound
 
     def search(self, lower: int, patience: int) -> Iterator[int]:
@@ -169,19 +169,20 @@ class _Part:
 
         Budgets below `lower`, a bound on the whole, are of no use to anyone.
         """
-        arrays = BlockArrays(self.problem)
+        blocks = blocks_of(self.problem)
+        rivals = np.argsort(-np.array(self.least, np.int64), kind="stable")
         for fraction in (0, 2):
             self.refuted = max(self.refuted, lower)
             if self.refuted >= self.upper:
                 return
             budget = self.refuted + (self.upper - self.refuted) // fraction if fraction else self.refuted
-            search = Search(self.problem, arrays, budget)
+            search = Search(self.problem, blocks, budget, rivals)
             answer = None
-            while answer is None and search.states < patience:
+            while answer is None and search.effort < patience:
                 answer = search.advance(CHUNK)
                 yield self.refuted
             if answer:
-                self.consider(search.order.tolist(), "search")
+                self.consider(search.order, "search")
             elif answer is False:
                 self.refuted = min(max(budget + 1, search.next_budget), self.upper)
             yield self.refuted
