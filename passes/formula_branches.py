@@ -22,8 +22,8 @@ from .regions import Region, joined, region_of
 if TYPE_CHECKING:
     import sympy
 
-PROBES = (1, 2, 3, 4, 7, 8, 15, 16, 17, 31, 32, 64, 128, 224, 256, 512, 1024, 4096)
-BRANCHES = 8
+PROBES = (1, 2, 3, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 4096)
+BRANCHES = 12
 DEGREE = 2
 
 # A size as given: its name, (name, min, max), (name, min, max, step), or a `Size`.
@@ -71,6 +71,7 @@ class Recordings:
     def traced(self, at: Mapping[str, int]) -> Graph:
         """A concrete trace with the varying dimensions at the sizes `at`."""
         from ..compiler.structure import map_tensors
+        from ..compiler.symbolic import quiet
         from ..compiler.trace import trace
 
         def resized(tensor: Any) -> Any:
@@ -78,7 +79,8 @@ class Recordings:
             return tensor if dims is None else _tiled(tensor, {d: at[n] for d, n in dims.items()})
 
         args, kwargs = map_tensors(resized, list(self.args)), map_tensors(resized, self.kwargs)
-        return trace(self.model, args, kwargs, mode=self.mode, **self.training)
+        with quiet():
+            return trace(self.model, args, kwargs, mode=self.mode, **self.training)
 
     def lifetimes(self, graph: Graph) -> Lifetimes:
         return liveness(graph, inputs=self.inputs) if self.which == "graph" else eager_liveness(graph, inputs=self.inputs)
@@ -98,14 +100,17 @@ class Recordings:
                 raise TraceError(f"the symbolic recording and a concrete trace differ at {listed(at)}")
             checked.append(at)
         branches = [first]
-        for at in self.probes():
-            if len(branches) == BRANCHES or any(b.holds(self.sizes, at) for b in branches):
+        edges, probes = [*self.edges(first)], [*self.probes()]
+        while (edges or probes) and len(branches) < BRANCHES:
+            at = (edges or probes).pop(0)
+            if any(b.holds(self.sizes, at) for b in branches):
                 continue
             with suppress(TraceError):
                 branch = self.recorded(at)
                 if branch.holds(self.sizes, at) and self.agrees(branch, at):
                     branches.append(branch)
                     checked.append(at)
+                    edges += self.edges(branch)
         return tuple(self.merged(branches)), tuple(checked)
 
     def recorded(self, at: Mapping[str, int]) -> Branch:
@@ -124,13 +129,19 @@ class Recordings:
         terms = tuple(self.ring.undominated(profile, region.box(self.ring))) or (constant(0),)
         return Branch(tuple(self.ring.write(t) for t in terms), (region,), dict(at), terms)
 
+    def edges(self, branch: Branch) -> Iterator[dict[str, int]]:
+        """Sizes just outside of what one recording holds for, one size at a time."""
+        for region in branch.regions:
+            for size, (low, high) in zip(self.sizes, region.bounds, strict=True):
+                for value in (low - size.step, None if high is None else high + size.step):
+                    if value is not None and size.allows(value):
+                        yield {**branch.recorded_at, size.name: value}
+
     def probes(self) -> Iterator[dict[str, int]]:
-        """Sizes that may lie in other branches: each size alone over its range, then all at their least and all at their most."""
+        """Sizes that may lie in other branches still: each size alone over its range, then all at their least and all at their most."""
         for size in self.sizes:
             values = {size.least * size.step, *PROBES, *(p * size.step for p in PROBES), size.most(0) * size.step}
-            for value in sorted(values, key=lambda v: (v < 2, v)):
-                if size.allows(value):
-                    yield {**self.at, size.name: value}
+            yield from ({**self.at, size.name: value} for value in sorted(values) if size.allows(value))
         for pick in itertools.product(*((s.least * s.step, self.at[s.name], s.most(64) * s.step) for s in self.sizes)):
             at = {s.name: value for s, value in zip(self.sizes, pick, strict=True)}
             if all(s.allows(at[s.name]) for s in self.sizes):
@@ -146,14 +157,14 @@ class Recordings:
     def merged(self, branches: Sequence[Branch]) -> list[Branch]:
         """Branches with the same pieces become one; so does a branch at a fixed size that another one's pieces describe as well."""
         out: list[Branch] = []
-        for branch in branches:
+        for branch in sorted(branches, key=lambda b: sum(low == high for r in b.regions for low, high in r.bounds)):
             for i, other in enumerate(out):
                 if self._describes(other, branch):
-                    out[i] = replace(other, regions=joined((*other.regions, *branch.regions)))
+                    out[i] = replace(other, regions=joined((*other.regions, *branch.regions), self.sizes))
                     break
             else:
                 out.append(branch)
-        return out
+        return sorted(out, key=lambda b: not b.holds(self.sizes, self.at))
 
     def _describes(self, one: Branch, other: Branch) -> bool:
         """Whether the pieces of `one` give the same peak as those of `other` wherever `other` holds; True only when proven."""

@@ -6,11 +6,14 @@ the box proves are dropped; the others are kept as conditions. Regions whose box
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from .polynomial import Box, Ring, Size, constant, plus
+
+FAR = 1 << 40
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,17 @@ class Region:
 
 def region_of(ring: Ring, guards: Iterable[Any]) -> Region:
     """The region in which all `guards`, conditions over the sizes of `ring`, hold."""
-    bounds: list[tuple[int, int | None]] = [(s.min, s.max) for s in ring.sizes]
-    others = [guard for guard in guards if not _narrow(bounds, guard, ring.sizes)]
-    region = Region(tuple(bounds))
-    rest = (_plain(ring, g) for g in others if not _proven(ring, g, region.box(ring)))
+    bounds: list[tuple[int, int | None]] = [(s.least, s.most()) for s in ring.sizes]
+    others = [g for g in guards if not _narrow(bounds, g, ring)]
+    others = [g for g in others if not _narrow(bounds, g, ring)]
+    region = Region(
+        tuple((low * s.step, None if high is None else high * s.step) for s, (low, high) in zip(ring.sizes, bounds, strict=True))
+    )
+    rest = [_plain(ring, g) for g in others if not _proven(ring, g, region.box(ring))]
     return replace(region, rest=tuple(dict.fromkeys(rest)))
 
 
-def joined(regions: Iterable[Region]) -> tuple[Region, ...]:
+def joined(regions: Iterable[Region], sizes: Sequence[Size]) -> tuple[Region, ...]:
     """The same sizes in fewer regions: two that differ in one size only, and meet there, become one."""
     out: list[Region] = []
     for region in regions:
@@ -76,7 +82,7 @@ def joined(regions: Iterable[Region]) -> tuple[Region, ...]:
         while merging:
             merging = False
             for i, other in enumerate(out[:-1]):
-                union = _union(other, out[-1])
+                union = _union(other, out[-1], sizes)
                 if union is not None:
                     out[i : i + 1] = []
                     out[-1] = union
@@ -85,7 +91,7 @@ def joined(regions: Iterable[Region]) -> tuple[Region, ...]:
     return tuple(out)
 
 
-def _union(a: Region, b: Region) -> Region | None:
+def _union(a: Region, b: Region, sizes: Sequence[Size]) -> Region | None:
     differ = [i for i, (x, y) in enumerate(zip(a.bounds, b.bounds, strict=True)) if x != y]
     if a.rest != b.rest or len(differ) > 1:
         return None
@@ -93,32 +99,52 @@ def _union(a: Region, b: Region) -> Region | None:
         return a
     (i,) = differ
     (low, high), (low2, high2) = sorted((a.bounds[i], b.bounds[i]), key=lambda r: r[0])
-    if high is not None and low2 > high + 1:
+    if high is not None and low2 > high + sizes[i].step:
         return None
     top = None if high is None or high2 is None else max(high, high2)
     return replace(a, bounds=(*a.bounds[:i], (low, top), *a.bounds[i + 1 :]))
 
 
-def _narrow(bounds: list[tuple[int, int | None]], guard: Any, sizes: Sequence[Size]) -> bool:
-    """Narrow `bounds` by a guard that bounds one size by a number; whether it is such a one."""
+def _narrow(bounds: list[tuple[int, int | None]], guard: Any, ring: Ring) -> bool:
+    """Narrow `bounds`, in steps, by a guard on one size whose sides drift apart as it grows; whether it is such a one.
+
+    The size at which the difference of the sides changes its sign is found by bisection.
+    """
     import sympy
 
-    if not isinstance(guard, sympy.core.relational.Relational):
+    if guard == sympy.true:
+        return True
+    if not isinstance(guard, sympy.core.relational.Relational) or len(guard.free_symbols) != 1:
         return False
-    if isinstance(guard.rhs, sympy.Symbol) and isinstance(guard.lhs, sympy.Integer):
-        guard = guard.reversed
-    limit = guard.rhs
-    i = next((i for i, s in enumerate(sizes) if guard.lhs == s.symbol), None)
-    if i is None or not isinstance(limit, sympy.Integer) or isinstance(guard, sympy.Ne):
+    (symbol,) = guard.free_symbols
+    i = next(i for i, s in enumerate(ring.sizes) if s.symbol == symbol)
+    size, (low, high) = ring.sizes[i], bounds[i]
+    difference = plus(ring.read(guard.lhs), ring.read(guard.rhs), -1)
+    kind: Any = type(guard)
+    if not ring.never_falls(difference):
+        difference = plus({}, difference, -1)
+        kind = {sympy.Ge: sympy.Le, sympy.Gt: sympy.Lt, sympy.Le: sympy.Ge, sympy.Lt: sympy.Gt}.get(kind, kind)
+        if not ring.never_falls(difference):
+            return False
+
+    def first(least: int) -> int:
+        """Smallest t from `low` on where the difference is at least `least`; one past `high` or a huge number if there is none."""
+        end = FAR if high is None else high + 1
+        return low + bisect_left(range(low, end), True, key=lambda t: ring.value(difference, {size.name: t * size.step}) >= least)
+
+    zero, positive = first(0), first(1)
+    below = None if positive >= FAR else positive - 1
+    if kind in (sympy.Ge, sympy.Gt):
+        bounds[i] = (zero if kind is sympy.Ge else positive, high)
+    elif kind in (sympy.Le, sympy.Lt):
+        top = positive - 1 if kind is sympy.Le else zero - 1
+        bounds[i] = (low, high if top >= FAR - 1 else top)
+    elif kind is sympy.Eq:
+        bounds[i] = (zero, below)
+    elif zero == low:
+        bounds[i] = (positive, high)
+    elif zero < positive:
         return False
-    low, high = bounds[i]
-    bound = int(limit)
-    if isinstance(guard, sympy.Ge | sympy.Gt | sympy.Eq):
-        low = max(low, bound + isinstance(guard, sympy.Gt))
-    if isinstance(guard, sympy.Le | sympy.Lt | sympy.Eq):
-        most = bound - isinstance(guard, sympy.Lt)
-        high = most if high is None else min(high, most)
-    bounds[i] = (low, high)
     return True
 
 
