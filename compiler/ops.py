@@ -171,6 +171,7 @@ _TOPICS = (
     "ops_attention",
     "ops_recurrent",
     "ops_training",
+    "ops_composite",
     "ops_onnx",
 )
 

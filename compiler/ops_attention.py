@@ -93,6 +93,29 @@ def _efficient_forward(call: Call) -> Work:
     return Work(pairs * (depth + v.shape[-1]), pairs * (1 + biased + SOFTMAX_FLOPS))
 
 
+def _sequence_first_backward(causal_at: int) -> Callable[[Call], Work]:
+    """As `_backward` for operands (batch, sequence, heads, depth); a causal mask is aligned bottom right."""
+
+    def work(call: Call) -> Work:
+        cumulative = call.value(6, "cum_seq_q")
+        if cumulative is not None:
+            raise MissingFact("attention over ragged batches")
+        grad, q, k, v = (call.tensor(i, name) for i, name in enumerate(("grad_out", "query", "key", "value")))
+        batch, queries, heads, depth = q.shape
+        mask = int(call.value(causal_at, "is_causal", 0))
+        aligned = mask == 2 or isinstance(call.value(causal_at, "is_causal", 0), bool)
+        pairs = batch * heads * attention_pairs(queries, k.shape[1], causal=mask > 0 and call.causal_half, bottom_right=aligned)
+        return Work(pairs * (3 * depth + 2 * v.shape[-1]), 6 * pairs + 2 * grad.numel)
+
+    return work
+
+
+def _rescaled_projection(call: Call) -> Work:
+    """Biases for queries, keys and values, and the scaling of the queries."""
+    qkv = call.tensor(0, "qkv")
+    return Work(0, qkv.numel + qkv.numel // 3)
+
+
 def multi_head_work(q: Tensor, k: Tensor, width: int, heads: int, *, masked: bool, averaged: bool = False) -> Work:
     """Projections in (width to 3 x width, biased), attention over `heads`, projection out; operands (N, S, width)."""
     batch, queries, keys = q.shape[0], q.shape[1], k.shape[1]
@@ -146,6 +169,9 @@ FACTS: dict[str, OpFacts] = {
     **_facts(_backward(13), "aten._scaled_dot_product_fused_attention_overrideable_backward"),
     **_facts(_flash_forward, "aten._flash_attention_forward"),
     **_facts(_efficient_forward, "aten._efficient_attention_forward"),
+    **_facts(_sequence_first_backward(11), "aten._flash_attention_backward"),
+    **_facts(_sequence_first_backward(14), "aten._efficient_attention_backward"),
+    **_facts(_rescaled_projection, "aten._transform_bias_rescale_qkv"),
     **_facts(_native_multi_head_attention, "aten._native_multi_head_attention"),
     **_facts(_transformer_encoder_layer, "aten._transformer_encoder_layer_fwd"),
 }

@@ -193,6 +193,12 @@ def _trilinear(call: Call) -> Work:
     return Work(prod(map(max, *shapes)), prod(map(max, *shapes[:2])))
 
 
+def _euclidean_distance(call: Call) -> Work:
+    """One product of both operands widened by two columns (norms and ones); clamping and a root a pair, norms before."""
+    a, b, y = call.tensor(0, "x1"), call.tensor(1, "x2"), call.output()
+    return Work(y.numel * (a.shape[-1] + 2), 2 * y.numel + 3 * a.numel + 2 * b.numel)
+
+
 def _dyn_quant_matmul(call: Call) -> Work:
     y = call.output()
     return Work(y.numel * int(call.value(3, "in_features")))
@@ -240,7 +246,7 @@ FACTS: dict[str, OpFacts] = {
     **_facts(_conv_tbc, "aten.conv_tbc"),
     **_facts(_deform_conv2d, "torchvision.deform_conv2d"),
     **_facts(product(0), "aten.mm", "aten.bmm", "aten.mv", "aten._int_mm", "aten._weight_int8pack_mm"),
-    **_facts(product(0), "aten._weight_int4pack_mm", "aten._weight_int4pack_mm_for_cpu"),
+    **_facts(product(0), "aten._weight_int4pack_mm", "aten._weight_int4pack_mm_for_cpu", "aten._weight_int4pack_mm_with_scales_and_zeros"),
     **_facts(product(1, added=0), "aten.addmm", "aten.addmv", "aten.baddbmm"),
     **_facts(product(0, added=2), "aten.linear", "aten.mkldnn_linear", "mkldnn._linear_pointwise"),
     **_facts(product(0, added=4), "aten._scaled_mm"),
@@ -256,6 +262,7 @@ FACTS: dict[str, OpFacts] = {
     **_facts(_einsum, "aten.einsum"),
     **_facts(_tensordot, "aten.tensordot"),
     **_facts(_trilinear, "aten._trilinear"),
+    **_facts(_euclidean_distance, "aten._euclidean_dist"),
     **_facts(_dyn_quant_matmul, "aten._dyn_quant_matmul_4bit"),
     **_facts(_quantized_linear, "quantized.linear", "quantized.linear_relu", "quantized.linear_dynamic"),
 }

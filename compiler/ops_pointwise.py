@@ -22,7 +22,8 @@ logical_or logical_xor lt masked_fill maximum minimum mul multiply mvlgamma ne n
 pow reciprocal relu remainder round rsqrt rsub sgn sigmoid sign signbit sin sinh special_bessel_j0 special_bessel_j1
 special_bessel_y0 special_bessel_y1 special_entr special_erfcx special_erfinv special_i0e special_i1 special_i1e
 special_log_ndtr special_ndtri special_xlog1py special_zeta sqrt square sub subtract tan tanh threshold true_divide trunc
-where xlogy __and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__
+where xlogy absolute arccos arccosh arcsin arcsinh arctan arctan2 arctanh fix float_power gcd lcm  _conj_physical
+__and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__ __ilshift__ __irshift__
 """
 
 # More than one, with the formula that is counted.
@@ -45,13 +46,18 @@ FORMULAS = {
     "celu": 5,
     "selu": 5,
     "silu": 2,  # x sigmoid(x)
-    "log_sigmoid_forward": 2,
+    "rrelu": 2,
+    "log_sigmoid": 4,  # -log(1 + exp(-x))
+    "log_sigmoid_forward": 4,
     "softplus": 5,  # log(1 + exp(b x)) / b
     "softshrink": 3,
     "hardshrink": 2,
     "mish": 5,  # x tanh(log(1 + exp(x)))
     "hardsigmoid": 4,  # min(max(x + 3, 0), 6) / 6
     "hardswish": 5,  # x min(max(x + 3, 0), 6) / 6
+    "linalg_cross": 3,  # two products and a difference
+    "cross": 3,
+    "batch_norm_elemt": 4,
     "glu": 2,  # a sigmoid(b)
     "complex": 0,
     "polar": 4,
@@ -94,6 +100,9 @@ FORMULAS = {
     "huber_loss_backward": 4,
     "soft_margin_loss_backward": 5,
     "binary_cross_entropy_backward": 5,
+    "fake_quantize_per_tensor_affine_cachemask_backward": 1,
+    "fake_quantize_per_channel_affine_cachemask_backward": 1,
+    "rrelu_with_noise_backward": 2,
     "native_dropout_backward": 2,
     "_masked_scale": 2,
 }
@@ -221,7 +230,20 @@ def _build() -> dict[str, OpFacts]:
     losses["binary_cross_entropy_with_logits"] = 4
     for name, reduction_at in losses.items():
         facts[f"aten.{name}"] = OpFacts("reduction", _observed_loss(FORMULAS[name], reduction_at))
-    for name in ("prelu", "glu", "glu_backward", "complex", "frexp", "_prelu_kernel_backward", "_fused_moving_avg_obs_fq_helper"):
+    for name in (
+        "prelu",
+        "cross",
+        "linalg_cross",
+        "batch_norm_elemt",
+        "rrelu",
+        "rrelu_with_noise",
+        "glu",
+        "glu_backward",
+        "complex",
+        "frexp",
+        "_prelu_kernel_backward",
+        "_fused_moving_avg_obs_fq_helper",
+    ):
         facts[f"aten.{name}"] = OpFacts("elementwise", facts[f"aten.{name}"].work)
     for name, n in LIST_FLOPS.items():
         facts[f"aten._foreach_{name}"] = OpFacts("elementwise" if n else "data movement", _over_list(name, n))

@@ -55,6 +55,16 @@ def _cudnn(call: Call) -> Work:
     return recurrent_work(cell, prod(x.shape[:-1]), matrices, _hidden_widths(cell, matrices), biased=len(matrices) < len(weights))
 
 
+def _cudnn_backward(call: Call) -> Work:
+    """Gradients of inputs and of weights: each product of the forward pass twice; pointwise parts about twice as well."""
+    x, weights = call.tensor(0, "input"), call.tensors(1, "weight")
+    cell = MODES[int(call.value(10, "mode"))]
+    matrices = [t for t in weights if len(t.shape) == 2]
+    width = _hidden_widths(cell, matrices)
+    forward = recurrent_work(cell, prod(x.shape[:-1]), matrices, width, biased=len(matrices) < len(weights))
+    return Work(2 * forward.macs, 2 * forward.elementwise)
+
+
 def _mkldnn(call: Call) -> Work:
     """One direction of one layer: (input, w_ih, w_hh, b_ih, b_hh, ...)."""
     x, matrices = call.tensor(0, "input"), [call.tensor(1, "weight0"), call.tensor(2, "weight1")]
@@ -118,6 +128,7 @@ FACTS = _facts(
     rnn_tanh=_layers("rnn_tanh"),
     rnn_relu=_layers("rnn_relu"),
     _cudnn_rnn=_cudnn,
+    _cudnn_rnn_backward=_cudnn_backward,
     mkldnn_rnn_layer=_mkldnn,
     mkldnn_rnn_layer_backward=_mkldnn_backward,
     lstm_cell=_cell("lstm", 2),
@@ -127,5 +138,6 @@ FACTS = _facts(
     _thnn_fused_lstm_cell=_fused_cell("lstm"),
     _thnn_fused_gru_cell=_fused_cell("gru"),
     _thnn_fused_lstm_cell_backward_impl=_fused_lstm_backward,
+    _thnn_fused_lstm_cell_backward=_fused_lstm_backward,
     _thnn_fused_gru_cell_backward=_fused_gru_backward,
 )

@@ -91,6 +91,17 @@ def _embedding_bag(call: Call) -> Work:
     return Work(0, looked_up * (1 + weighted) + (call.output().numel if mean else 0))
 
 
+def _statistics(call: Call) -> Work:
+    """Mean and inverse deviation a channel: two sums, a difference and a square an element."""
+    return Work(0, 4 * call.tensor(0, "input").numel + 4 * call.output().numel)
+
+
+def _membership(call: Call) -> Work:
+    """A binary search an element."""
+    n = call.tensor(1, "test_elements").numel
+    return Work(0, call.output().numel * max(1, ceil(log2(n + 1))))
+
+
 def _nll_loss(call: Call) -> Work:
     """One negation and one addition per target, and a division for the mean."""
     n = call.tensor(1, "target").numel
@@ -100,6 +111,27 @@ def _nll_loss(call: Call) -> Work:
 
 def _nll_loss_backward(call: Call) -> Work:
     return Work(0, call.tensor(2, "target").numel)
+
+
+def _ctc_loss(sweeps: int) -> Callable[[Call], Work]:
+    """Per step and state of the doubled target: a log-sum-exp of three terms (8 FLOPs) and an addition, `sweeps` times over."""
+
+    def work(call: Call) -> Work:
+        log_probs, targets = call.tensor(sweeps - 1, "log_probs"), call.tensor(sweeps, "targets")
+        steps, batch = log_probs.shape[0], log_probs.shape[1] if len(log_probs.shape) == 3 else 1
+        longest = targets.shape[-1] if len(targets.shape) == 2 else targets.numel // max(1, batch)
+        return Work(0, sweeps * 9 * steps * batch * (2 * longest + 1) + (log_probs.numel if sweeps == 2 else 0))
+
+    return work
+
+
+def _cdist_backward(call: Call) -> Work:
+    """Per term: difference, scaling by the pair's factor, and the sum into the gradient."""
+    return Work(0, call.tensor(0, "grad").numel * (3 * call.tensor(1, "x1").shape[-1] + 1))
+
+
+def _pdist(call: Call) -> Work:
+    return Work(0, call.output().numel * (3 * call.tensor(0, "self").shape[-1] + 1))
 
 
 def _sort(call: Call) -> Work:
@@ -180,6 +212,17 @@ def _build() -> dict[str, OpFacts]:
         nll_loss_backward=_nll_loss_backward,
         nll_loss2d_backward=_nll_loss_backward,
         _cdist_forward=_cdist,
+        _cdist_backward=_cdist_backward,
+        _pdist_forward=_pdist,
+        _ctc_loss=_ctc_loss(1),
+        _ctc_loss_backward=_ctc_loss(2),
+        embedding_bag=_embedding_bag,
+        _embedding_bag_backward=_accumulate(0, "grad"),
+        embedding_backward=_accumulate(0, "grad"),
+        segment_reduce=_accumulate(0, "data"),
+        sum_to_size=_accumulate(0, "self"),
+        batch_norm_stats=_statistics,
+        isin=_membership,
     )
     facts |= _facts(
         "sort",

@@ -83,16 +83,18 @@ def _interpolate_backward(taps: int) -> Callable[[Call], Work]:
     return work
 
 
-def _antialiased(support: int) -> Callable[[Call], Work]:
-    """Two separable passes, columns first; a filter of half-width `support` widens with the scale when shrinking."""
+def _taps(support: int, size: int, out: int) -> int:
+    """Inputs under an antialiasing filter of half-width `support`, which widens with the scale when shrinking."""
+    return min(size, ceil(support * max(1.0, size / out)) * 2 + 1)
 
-    def taps(size: int, out: int) -> int:
-        return min(size, ceil(support * max(1.0, size / out)) * 2 + 1)
+
+def _antialiased(support: int) -> Callable[[Call], Work]:
+    """Two separable passes, columns first."""
 
     def work(call: Call) -> Work:
         x, y = call.tensor(0, "self"), call.output()
         planes, (h, w), (oh, ow) = prod(y.shape[:-2]), x.shape[-2:], y.shape[-2:]
-        return Work(0, planes * (interpolation_flops(h * ow, taps(w, ow)) + interpolation_flops(oh * ow, taps(h, oh))))
+        return Work(0, planes * (interpolation_flops(h * ow, _taps(support, w, ow)) + interpolation_flops(oh * ow, _taps(support, h, oh))))
 
     return work
 
@@ -104,6 +106,29 @@ def _grid_sampler(rank: int) -> Callable[[Call], Work]:
         mode = int(call.value(2, "interpolation_mode", 0))
         taps = {0: 2**rank, 1: 1, 2: 4**rank}[mode]
         return Work(0, interpolation_flops(call.output().numel, taps) if taps > 1 else 0)
+
+    return work
+
+
+def _grid_sampler_backward(rank: int) -> Callable[[Call], Work]:
+    """Per sample and tap: two FLOPs for the input's gradient, and for the grid's three per axis."""
+
+    def work(call: Call) -> Work:
+        taps = {0: 2**rank, 1: 1, 2: 4**rank}[int(call.value(3, "interpolation_mode", 0))]
+        mask = call.value(6, "output_mask", (True, True))
+        per_tap = 2 * bool(mask[0]) + (3 * rank if mask[1] and taps > 1 else 0)
+        return Work(0, call.tensor(0, "grad_output").numel * taps * per_tap)
+
+    return work
+
+
+def _antialiased_backward(support: int) -> Callable[[Call], Work]:
+    """Each weighted sum of the forward passes becomes a product and an addition per tap."""
+
+    def work(call: Call) -> Work:
+        grad, x = call.tensor(0, "grad_output"), call.value(2, "input_size")
+        planes, (h, w), (oh, ow) = prod(x[:-2]), x[-2:], grad.shape[-2:]
+        return Work(0, planes * 2 * (h * ow * _taps(support, w, ow) + oh * ow * _taps(support, h, oh)))
 
     return work
 
@@ -149,6 +174,10 @@ def _build() -> dict[str, OpFacts]:
         "interpolate",
         _upsample_bilinear2d_aa=_antialiased(1),
         _upsample_bicubic2d_aa=_antialiased(2),
+        _upsample_bilinear2d_aa_backward=_antialiased_backward(1),
+        _upsample_bicubic2d_aa_backward=_antialiased_backward(2),
+        grid_sampler_2d_backward=_grid_sampler_backward(2),
+        grid_sampler_3d_backward=_grid_sampler_backward(3),
         grid_sampler=_grid_sampler(2),
         grid_sampler_2d=_grid_sampler(2),
         _grid_sampler_2d_cpu_fallback=_grid_sampler(2),
@@ -159,6 +188,8 @@ def _build() -> dict[str, OpFacts]:
         for name in (f"upsample_nearest{rank}d", f"_upsample_nearest_exact{rank}d"):
             facts[f"aten.{name}"] = OpFacts("interpolate")
             facts[f"aten.{name}_backward"] = OpFacts("interpolate", _gradient_sum)
+        for name in (f"reflection_pad{rank}d", f"replication_pad{rank}d"):
+            facts[f"aten.{name}_backward"] = OpFacts("reduction", _gradient_sum)
     facts["torchvision.roi_align"] = OpFacts("interpolate", _roi_align)
     return facts
 

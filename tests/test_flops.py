@@ -622,6 +622,38 @@ def test_backward_and_rare_nodes(op):
     assert one_node(op, args, outputs) == (0, flops)
 
 
+COMPOSITE_NODES = {
+    "aten.dropout.default": ([(4, 8), 0.5, False], [(4, 8)], 0),
+    "aten.cross_entropy_loss.default": ([(4, 8), ("int64", (4,))], [()], 5 * 32 + 4 + 4 + 1),
+    "aten.l1_loss.default": ([(4, 8), (4, 8), 2], [()], 2 * 32 + 32),
+    "aten.cosine_similarity.default": ([(4, 8), (4, 8)], [(4,)], 6 * 32 + 5 * 4),
+    "aten.cdist.default": ([(4, 8), (6, 8)], [(4, 6)], 24 * (3 * 8 + 1)),
+    "aten.fft_rfft.default": ([(4, 16)], [(4, 9)], 4 * 5 * 16 * 4 // 2),
+    "aten.fft_irfft2.default": ([("complex64", (8, 5))], [(8, 8)], 5 * 64 * 6 // 2),
+    "aten.fft_fftn.default": ([("complex64", (4, 4, 4))], [(4, 4, 4)], 5 * 64 * 6),
+    "aten.stft.default": ([(2, 64), 16, 4, 16, None, False, True, False], [(2, 9, 17, 2)], 2 * 17 * (16 + 5 * 16 * 4 // 2)),
+    "aten._weight_norm_interface.default": ([(6, 4, 3), (6, 1, 1), 0], [(6, 4, 3), (6, 1, 1)], 3 * 72 + 2 * 6),
+    "aten._ctc_loss.default": ([(20, 2, 5), ("int64", (2, 3)), [20, 20], [3, 3]], [(2,), (2, 20, 7)], 9 * 20 * 2 * 7),
+    "aten.grid_sampler_2d_backward.default": (
+        [(1, 2, 4, 4), (1, 2, 8, 8), (1, 4, 4, 2), 0, 0, False, [True, False]],
+        [(1, 2, 8, 8), (1, 4, 4, 2)],
+        32 * 4 * 2,
+    ),
+    "aten.reflection_pad2d_backward.default": ([(1, 2, 6, 6), (1, 2, 4, 4), [1, 1, 1, 1]], [(1, 2, 4, 4)], 72),
+    "aten.embedding_bag.default": ([(10, 8), ("int64", (6,)), ("int64", (2,)), False, 1], [(2, 8)], 48 + 16),
+}
+
+
+@pytest.mark.parametrize("op", COMPOSITE_NODES)
+def test_composite_and_rare_nodes(op):
+    args, outputs, flops = COMPOSITE_NODES[op]
+    assert one_node(op, args, outputs) == (0, flops)
+
+
+def test_euclidean_distance_is_a_product_of_widened_operands():
+    assert one_node("aten._euclidean_dist.default", [(4, 8), (6, 8)], [(4, 6)]) == (24 * 10, 48 + 3 * 32 + 2 * 48)
+
+
 OPTIMIZERS = {
     # FLOPs per parameter element of the rule written out.
     "aten._fused_sgd_.default": ([[(3, 4), (5,)], [(3, 4), (5,)], []], {"weight_decay": 0.0, "momentum": 0.0, "lr": 0.1}, 2),
