@@ -7,7 +7,9 @@ sizes at hand is taken and kept as a guard: the recording holds wherever all gua
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +94,17 @@ class _Sizes:
         return tuple(dict.fromkeys(g.xreplace(self._inner) for g in found if g is not sympy.true))
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Inside: torch does not print the errors of fake kernels that it raises."""
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    before, logger.disabled = logger.disabled, True
+    try:
+        yield
+    finally:
+        logger.disabled = before
+
+
 def concrete(value: Any) -> Any:
     """The number that a symbolic size stands for in this recording, without a guard."""
     return value.node.hint if isinstance(value, torch.SymInt) else int(value)
@@ -121,7 +134,7 @@ def record_symbolic(
         dims = dynamic.get(id(tensor))
         return fakes.of(tensor) if dims is None else symbolic_like(tensor, dims, sizes.ints, fakes.mode)
 
-    with user_errors(model):
+    with user_errors(model), quiet():
         fake_args, fake_kwargs = map_tensors(stand_in, list(args)), map_tensors(stand_in, dict(kwargs))
         if mode == "training":
             graph, nbytes = _training_step(model, fake_args, fake_kwargs, fakes, loss, optimizer)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..compiler.errors import NeaptideError, TraceError
 from .formula_branches import Branch, Recordings, SizeLike, listed
 from .liveness import Inputs
-from .polynomial import Ring, Size, Terms
+from .polynomial import Ring, Size
 from .regions import Region
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class PeakFormula:
             at = {**fixed, free.name: t * free.step}
             return all(self.ring.value(terms, at) <= budget for terms in branch.terms)
 
-        if all(self._grows(terms) for terms in branch.terms):
+        if all(self.ring.never_falls(terms) for terms in branch.terms):
             if not fits(low):
                 return None
             good, bad = low, low + 1
@@ -154,10 +154,6 @@ class PeakFormula:
             raise NeaptideError(f"{self.name}: the peak is not proven to grow with {free.name}; declare a smaller maximum for it")
         inside = (t * free.step for t in itertools.islice(candidates, SCANNED))
         return next((n for n in inside if region.contains(self.sizes, {**fixed, free.name: n})), None)
-
-    def _grows(self, terms: Terms) -> bool:
-        """Whether the piece is known never to fall when a size grows: a sum of products of generators that never fall."""
-        return all(c >= 0 and all(self.ring.generators[g].non_negative for g, _ in m) for m, c in terms.items() if m)
 
 
 def peak_formula(

@@ -240,6 +240,10 @@ class Ring:
         found = _coefficients(terms, box, _degrees(terms))
         return found is not None and all(c >= 0 for c in found.values())
 
+    def never_falls(self, terms: Terms) -> bool:
+        """True only when `terms` is known not to fall when a size grows: a sum of products of generators that never fall."""
+        return all(c >= 0 and all(self.generators[g].non_negative for g, _ in m) for m, c in terms.items() if m)
+
     def undominated(self, candidates: Iterable[Terms], box: Box) -> list[Terms]:
         """`candidates` less those that are proven to be below the maximum of the others everywhere in `box`; largest first at a corner.
 
