@@ -170,7 +170,8 @@ class Search:
             stack=np.zeros(n + 1, np.int64),
             registers=registers,
         )
-        self._moves = (np.zeros(16 * (n + 16), np.int64), np.zeros(16 * (n + 16), np.int64))
+        self._move_block = np.zeros(16 * (n + 16), np.int64)
+        self._move_rank = np.zeros_like(self._move_block)
         self._table = np.zeros((1 << 12, 2), np.uint64)
 
     @property
@@ -198,11 +199,14 @@ class Search:
         kernel = self._kernel
         target = self.states + chunk
         while True:
-            status = kernel.advance(self.budget, target - self.states, self._blocks, self._state, *self._moves, self._table)
+            status = kernel.advance(
+                self.budget, target - self.states, self._blocks, self._state, self._move_block, self._move_rank, self._table
+            )
             if status == kernel.TABLE_FULL:
                 self.grow_table()
             elif status == kernel.MOVES_FULL:
-                self._moves = tuple(np.concatenate((m, np.zeros_like(m))) for m in self._moves)
+                self._move_block = np.concatenate((self._move_block, np.zeros_like(self._move_block)))
+                self._move_rank = np.concatenate((self._move_rank, np.zeros_like(self._move_rank)))
             else:
                 return {kernel.FOUND: True, kernel.INFEASIBLE: False, kernel.PAUSED: None}[status]
 

@@ -1,8 +1,9 @@
 """The order that needs least memory, with a proof or with the gap that is left.
 
-Cheap things first. The traced order and a portfolio of heuristics give an upper bound, minimum cuts a lower bound; most
-networks are done when these meet, in plain Python. Only then come the numba kernels: cuts for the blocks that are left,
-and a complete search under a budget, which is raised from below and lowered from above until both bounds meet or time is up.
+Cheap things first. The traced order, a portfolio of heuristics and a beam search give an upper bound, minimum cuts a lower
+bound; most networks are done when these meet, in plain Python. Only then come the numba kernels: cuts for the blocks that
+are left, and complete searches under a budget, just below the best peak and at the lowest that is not refuted, in turns
+with wider beams, until both bounds meet or time is up.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from ..compiler.graph import Graph
+from .beam import beam_search
 from .bounds import lower_bound
 from .decompose import segments
 from .exact import Search, blocks_of, compile_kernels, sweep_cuts
@@ -24,6 +26,8 @@ from .verify import verify_schedule
 
 PYTHON_CUT_WORK = 4_000
 KERNEL_CUT_WORK = 200_000
+BEAM_WORK = 40_000
+NARROWEST_BEAM = 4
 CHUNK = 20_000
 FIRST_TRY = 50_000
 
@@ -100,20 +104,31 @@ class _Hunt:
                 bound, part.cuts_done = lower_bound(part.problem, part.least, part.upper, work=PYTHON_CUT_WORK)
                 self.raise_lower(bound, "cut")
                 yield
+        yield from self.beam(problem, parts, BEAM_WORK)
         self.compile()
         for part in parts:
             if part.upper > self.lower and not part.cuts_done:
                 for bound in part.sweep():
                     self.raise_lower(bound, "cut")
                     yield
-        patience = FIRST_TRY
+        patience, beam_work = FIRST_TRY, BEAM_WORK
         while open_parts := [part for part in parts if part.upper > self.lower]:
             for part in open_parts:
                 for bound in part.search(self.lower, patience):
                     self.raise_lower(bound, "search")
                     self.compose(problem, parts)
                     yield
-            patience *= 4
+            patience, beam_work = 2 * patience, 2 * beam_work
+            yield from self.beam(problem, parts, beam_work)
+
+    def beam(self, problem: OrderingProblem, parts: list[_Part], work: int) -> Iterator[None]:
+        """Look for better orders of the parts that are still open, a beam of about `work` moves for each."""
+        for part in parts:
+            if part.upper > self.lower:
+                for _ in part.beam(self.lower, work):
+                    yield
+                self.compose(problem, parts)
+                yield
 
     def compose(self, problem: OrderingProblem, parts: list[_Part]) -> None:
         """Take the best order of each part, one after another, when that beats the best so far."""
@@ -145,6 +160,7 @@ class _Part:
         self.found_by = "traced"
         self.cuts_done = False
         self.refuted = problem.floor
+        self.searches: dict[str, Search] = {}
 
     def consider(self, order: list[int], name: str) -> None:
         """Keep `order` when it is better than the best so far."""
@@ -153,6 +169,17 @@ class _Part:
         peak = self.problem.peak(needs)
         if peak < self.upper:
             self.upper, self.order, self.found_by = peak, order, name
+
+    def beam(self, lower: int, work: int) -> Iterator[None]:
+        """Beam search as wide as `work` moves allow, when that is wide enough to be of use."""
+        place = {v: i for i, v in enumerate(self.order)}
+        preds = self.problem.preds
+        moves = sum(i - max((place[u] for u in preds[v]), default=-1) for v, i in place.items())
+        width = work // moves
+        if width >= NARROWEST_BEAM:
+            order = yield from beam_search(self.problem, width, lower, self.upper)
+            if order is not None:
+                self.consider(order, "beam")
 
     def sweep(self) -> Iterator[int]:
         """All cuts that could raise the bound of this part, by kernel; yields the bound as it grows."""
@@ -165,20 +192,26 @@ class _Part:
             yield bound
 
     def search(self, lower: int, patience: int) -> Iterator[int]:
-        """Search at the lowest budget not refuted and in the middle of the gap, `patience` down-sets each; yields bounds.
+        """Search just below the best peak, at the lowest budget not refuted, and between, `patience` each; yields bounds.
 
-        Budgets below `lower`, a bound on the whole, are of no use to anyone.
+        The first settles everything once its budget is refuted; the others raise the bound where it takes too long. Each is
+        taken up again where it was left unless its budget has changed. Budgets below `lower`, a bound on the whole, are of
+        no use to anyone.
         """
         blocks = blocks_of(self.problem)
         rivals = np.argsort(-np.array(self.least, np.int64), kind="stable")
-        for fraction in (0, 2):
+        for aim in ("below best", "lowest", "between"):
             self.refuted = max(self.refuted, lower)
             if self.refuted >= self.upper:
                 return
-            budget = self.refuted + (self.upper - self.refuted) // fraction if fraction else self.refuted
-            search = Search(self.problem, blocks, budget, rivals)
-            answer = None
-            while answer is None and search.effort < patience:
+            budget = {"below best": self.upper - 1, "lowest": self.refuted, "between": (self.refuted + self.upper) // 2}[aim]
+            if aim != "below best" and budget >= self.upper - 1:
+                continue
+            search = self.searches.get(aim)
+            if search is None or search.budget != budget:
+                search = self.searches[aim] = Search(self.problem, blocks, budget, rivals)
+            answer, until = None, search.effort + patience
+            while answer is None and search.effort < until:
                 answer = search.advance(CHUNK)
                 yield self.refuted
             if answer:

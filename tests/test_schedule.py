@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from neaptide.compiler.errors import GraphError, NeaptideError, OrderError
 from neaptide.compiler.graph import Graph, GraphBuilder
+from neaptide.passes.beam import beam_search
 from neaptide.passes.bounds import cut_bound, lower_bound
-from neaptide.passes.exact import BlockArrays, Search, sweep_cuts
+from neaptide.passes.exact import Search, blocks_of, sweep_cuts
 from neaptide.passes.heuristics import PORTFOLIO
 from neaptide.passes.liveness import liveness
 from neaptide.passes.problem import OrderingProblem, ordering_problem
@@ -205,12 +206,36 @@ def test_heuristics_give_orders_and_cuts_stay_below_them(graph, inputs):
 
 
 @settings(max_examples=200, deadline=None)
+@given(graphs(max_nodes=10), modes, st.integers(1, 4))
+def test_beams_give_orders_below_what_is_known(graph, inputs, width):
+    problem = ordering_problem(graph, inputs)
+    optimum = brute_force_optimum(graph, inputs=inputs)
+    wide = _last(beam_search(problem, 1 << 10, 0, optimum + 1))
+    assert wide is not None
+    assert problem.peak(problem.needs(wide)) == optimum
+    if len(problem):
+        assert _last(beam_search(problem, width, 0, max(problem.extra))) is None
+    narrow = _last(beam_search(problem, width, 0, 1 << 40))
+    assert narrow is not None
+    graph.check_order(problem.expand(narrow))
+
+
+def _last(generator):
+    """What a generator returns."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+@settings(max_examples=200, deadline=None)
 @given(graphs(max_nodes=14), modes)
 def test_kernel_cuts_equal_python_cuts(graph, inputs):
     problem = ordering_problem(graph, inputs)
     needs = np.full(len(problem), 1 << 40)
     candidates = np.arange(len(problem))
-    bound, at = sweep_cuts(problem, BlockArrays(problem), candidates, 0, needs, 0, 1 << 50, 1 << 30)
+    bound, at = sweep_cuts(blocks_of(problem), candidates, 0, needs, 0, 1 << 50, 1 << 30)
     cuts = [cut_bound(problem, v)[0] for v in range(len(problem))]
     assert needs.tolist() == cuts
     assert (bound, at) == (max(cuts, default=0), len(problem))
@@ -220,14 +245,14 @@ def test_kernel_cuts_equal_python_cuts(graph, inputs):
 @given(graphs(max_nodes=10), modes)
 def test_search_alone_finds_the_optimum_from_below(graph, inputs):
     problem = ordering_problem(graph, inputs)
-    arrays = BlockArrays(problem)
+    arrays = blocks_of(problem)
     budget = 0
     search = Search(problem, arrays, budget)
     while not search.advance(1 << 20):
         assert search.next_budget > budget
         budget = search.next_budget
         search = Search(problem, arrays, budget)
-    order = search.order.tolist()
+    order = search.order
     assert problem.peak(problem.needs(order)) == max(budget, problem.floor) == brute_force_optimum(graph, inputs=inputs)
 
 
@@ -236,12 +261,12 @@ def test_a_search_in_small_chunks_gives_the_same_answer():
     for _ in range(20):
         graph = random_graph(rng.randrange, min_nodes=25, max_nodes=30)
         problem = ordering_problem(graph)
-        arrays = BlockArrays(problem)
+        arrays = blocks_of(problem)
         budget = problem.peak(problem.needs(range(len(problem)))) - 1
         whole, parts = Search(problem, arrays, budget), Search(problem, arrays, budget)
         assert whole.advance(1 << 30) is _run_in_chunks(parts)
         assert (parts.states, parts.next_budget) == (whole.states, whole.next_budget)
-        assert parts.order.tolist() == whole.order.tolist()
+        assert parts.order == whole.order
 
 
 def _run_in_chunks(search: Search) -> bool:

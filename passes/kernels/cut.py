@@ -80,12 +80,17 @@ def maximum_flow(n_vertices, n_edges, tail, head, room):
 
 
 @njit(cache=True, nogil=True)
-def cut_bound(v, base, extra, size, birth, pinned, users_at, users, preds_at, preds, succs_at, succs, side, vertex, stack):
-    """Least need of block v over all orders, and how many blocks the cut decided about. `side`, `vertex`, `stack`: scratch."""
-    n = extra.shape[0]
+def cut_bound(v, ran, count, blocks, side, vertex, stack):
+    """Least need of block v over all orders that start with the `count` first blocks of `ran`; and how many blocks are open.
+
+    `blocks`: as `passes.exact.Blocks`. `side`, `vertex`, `stack`: scratch, int64 (n,), (n,) and (n + 1,).
+    """
+    n = blocks.extra.shape[0]
     side[:] = OPEN
+    for k in range(count):
+        side[ran[k]] = BEFORE
     side[v] = AFTER
-    for goal, at, neighbours in ((AFTER, succs_at, succs), (BEFORE, preds_at, preds)):
+    for goal, at, neighbours in ((AFTER, blocks.succs_at, blocks.succs), (BEFORE, blocks.preds_at, blocks.preds)):
         stack[0] = v
         top = 1
         while top > 0:
@@ -97,74 +102,72 @@ def cut_bound(v, base, extra, size, birth, pinned, users_at, users, preds_at, pr
                     side[w] = goal
                     stack[top] = w
                     top += 1
-    count = 2
+    n_vertices = 2
     n_edges = 0
     for u in range(n):
         if side[u] == OPEN:
-            vertex[u] = count
-            count += 1
-            n_edges += 2 * (preds_at[u + 1] - preds_at[u])
-    undecided = count - 2
+            vertex[u] = n_vertices
+            n_vertices += 1
+            n_edges += 2 * (blocks.preds_at[u + 1] - blocks.preds_at[u])
+    undecided = n_vertices - 2
     if undecided > 0:
-        n_edges += 2 * (users.shape[0] + 2 * size.shape[0])
+        n_edges += 2 * (blocks.users.shape[0] + 2 * blocks.size.shape[0])
     tail = np.empty(n_edges, np.int64)
     head = np.empty(n_edges, np.int64)
     room = np.empty(n_edges, np.int64)
-    fixed = base + extra[v]
+    fixed = blocks.base + blocks.extra[v]
     e = 0
-    for b in range(size.shape[0]):
-        p = birth[b]
+    for b in range(blocks.size.shape[0]):
+        p = blocks.birth[b]
         if p < 0 or side[p] == BEFORE:
             source = np.int64(0)
         elif side[p] == OPEN:
             source = vertex[p]
         else:
             continue
-        surely = pinned[b]
+        surely = blocks.pinned[b]
         n_open = 0
-        for k in range(users_at[b], users_at[b + 1]):
-            if side[users[k]] == AFTER:
+        for k in range(blocks.users_at[b], blocks.users_at[b + 1]):
+            if side[blocks.users[k]] == AFTER:
                 surely = True
-            elif side[users[k]] == OPEN:
+            elif side[blocks.users[k]] == OPEN:
                 n_open += 1
         if surely:
             if source == 0:
-                fixed += size[b]
+                fixed += blocks.size[b]
                 continue
-            tail[e], head[e], room[e] = source, 1, size[b]
+            tail[e], head[e], room[e] = source, 1, blocks.size[b]
         elif n_open == 0:
             continue
         else:
-            load = np.int64(count)
-            count += 1
-            tail[e], head[e], room[e] = source, load, size[b]
-            for k in range(users_at[b], users_at[b + 1]):
-                if side[users[k]] == OPEN:
+            load = np.int64(n_vertices)
+            n_vertices += 1
+            tail[e], head[e], room[e] = source, load, blocks.size[b]
+            for k in range(blocks.users_at[b], blocks.users_at[b + 1]):
+                if side[blocks.users[k]] == OPEN:
                     e += 2
-                    tail[e], head[e], room[e] = load, vertex[users[k]], INFINITE
+                    tail[e], head[e], room[e] = load, vertex[blocks.users[k]], INFINITE
         e += 2
     for u in range(n):
         if side[u] == OPEN:
-            for k in range(preds_at[u], preds_at[u + 1]):
-                if side[preds[k]] == OPEN:
-                    tail[e], head[e], room[e] = vertex[u], vertex[preds[k]], INFINITE
+            for k in range(blocks.preds_at[u], blocks.preds_at[u + 1]):
+                if side[blocks.preds[k]] == OPEN:
+                    tail[e], head[e], room[e] = vertex[u], vertex[blocks.preds[k]], INFINITE
                     e += 2
     if e == 0:
         return fixed, undecided
     for i in range(0, e, 2):
         tail[i + 1], head[i + 1], room[i + 1] = head[i], tail[i], 0
-    return fixed + maximum_flow(count, e, tail, head, room), undecided
+    return fixed + maximum_flow(n_vertices, e, tail, head, room), undecided
 
 
 @njit(cache=True, nogil=True)
-def sweep(
-    candidates, first, bound, upper, work, needs, base, extra, size, birth, pinned, users_at, users, preds_at, preds, succs_at, succs
-):
+def sweep(candidates, first, bound, upper, work, needs, blocks):
     """Raise `bound` by the cuts of `candidates[first:]`, descending in `needs`, until about `work` blocks were decided about.
 
     Returns the bound and the index of the first candidate not looked at; their number when none is left that could raise it.
     """
-    n = extra.shape[0]
+    n = blocks.extra.shape[0]
     side = np.empty(n, np.int64)
     vertex = np.empty(n, np.int64)
     stack = np.empty(n + 1, np.int64)
@@ -173,9 +176,7 @@ def sweep(
         v = candidates[i]
         if needs[v] <= bound or bound >= upper:
             return bound, candidates.shape[0]
-        value, undecided = cut_bound(
-            v, base, extra, size, birth, pinned, users_at, users, preds_at, preds, succs_at, succs, side, vertex, stack
-        )
+        value, undecided = cut_bound(v, candidates, 0, blocks, side, vertex, stack)
         needs[v] = value
         bound = max(bound, value)
         work -= undecided + 1
