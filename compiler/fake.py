@@ -27,6 +27,7 @@ class Fakes:
         self.device = torch.device(device)
         self.move = move
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self._reals: dict[int, torch.Tensor] = {}
         self._storages: dict[int, torch.UntypedStorage] = {}
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -36,12 +37,13 @@ class Fakes:
         known = self._fakes.get(id(tensor))
         if known is None:
             known = self._fakes[id(tensor)] = (tensor, self._make(tensor))
+            self._reals[id(known[1])] = tensor
         return known[1]
 
-    def known(self, tensor: torch.Tensor) -> torch.Tensor | None:
-        """The fake of `tensor` if one was made."""
-        known = self._fakes.get(id(tensor))
-        return known[1] if known else None
+    def value(self, fake: torch.Tensor) -> torch.Tensor | None:
+        """The real tensor that `fake` stands for; None if there is none with bytes."""
+        real = self._reals.get(id(fake))
+        return None if real is None or real.is_meta else real
 
     def _make(self, tensor: torch.Tensor) -> torch.Tensor:
         if type(tensor) not in PLAIN_TENSORS or tensor.layout != torch.strided or tensor.is_quantized:
@@ -60,9 +62,10 @@ class Fakes:
         device = self.device if self.move or tensor.is_meta else tensor.device
         elem.requires_grad_(tensor.requires_grad)
         fake = FakeTensor(self.mode, elem, device)
-        for flag in ("_is_param", "_is_buffer"):
-            if getattr(tensor, flag, False):
-                setattr(fake, flag, True)
+        for name, value in vars(tensor).items():
+            setattr(fake, name, value)
+        if isinstance(tensor, torch.nn.Parameter):
+            fake._is_param = True
         return fake
 
 

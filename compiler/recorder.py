@@ -45,6 +45,7 @@ from .answers import BOUNDS
 from .args import dtype_name, encode
 from .errors import TraceError
 from .fake import Fakes
+from .fake_kernels import FAKE_KERNELS
 from .graph import Graph, GraphBuilder, Ref
 
 TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
@@ -276,7 +277,8 @@ class Recorder(TorchDispatchMode):
         source = self.source = self._source(sys._getframe(1))
         out = self.answer(func, args, kwargs) if info.dependent and self.answer is not None else NotImplemented
         if out is NotImplemented:
-            out = func(*args, **kwargs)
+            run: Any = func if self.fakes is None else FAKE_KERNELS.get(info.name, func)
+            out = run(*args, **kwargs)
         writes = self._written(info, args, kwargs)
         outputs = self._results(info, out, attrs)
         self.builder.node(
@@ -351,7 +353,7 @@ class Recorder(TorchDispatchMode):
             return self._constant(torch.empty_like(tensor, device="meta"), tensor.clone()), tensor
         sid = self.storage_id(tensor)
         if sid is None:
-            return self._constant(tensor, None if self.fakes is not None else tensor.detach().clone()), tensor
+            return self._constant(tensor, tensor.detach().clone() if self.fakes is None else self.fakes.value(tensor)), tensor
         known = self._windows.get((sid, *self._window(tensor)))
         if known is None:
             known = self._alias(tensor, sid)

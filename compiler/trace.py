@@ -92,13 +92,23 @@ def _check_request(args: Any, kwargs: Any, device: str, mode: str) -> None:
 def _climb(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], allow_real_run: bool) -> Graph:
     """The first rung that holds; its error, put in words, when none does."""
     factory = _is_factory(model)
+    failure: Exception | None = None
     if factory:
-        with contextlib.suppress(Exception), weightless(meta=True) as skipped:
-            light = _built(model)
-        with contextlib.suppress(Exception):
-            return _record_fake(light, args, kwargs, "meta", skipped)
-        with user_errors(model), weightless(meta=False) as skipped:
-            real = _built(model)
+        try:
+            with weightless(meta=True) as skipped:
+                light = _built(model)
+        except Exception:
+            light = None
+        if light is not None:
+            try:
+                return _record_fake(light, args, kwargs, "meta", skipped)
+            except Exception as error:
+                failure = error
+        try:
+            with weightless(meta=False) as skipped:
+                real = _built(model)
+        except Exception as error:
+            raise explain(failure or error, light or model) from error
     else:
         real, skipped = as_module(model), {}
     try:
