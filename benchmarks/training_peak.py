@@ -133,7 +133,7 @@ def _serve(threads: int) -> int:
 def compare(case: str) -> dict[str, Any]:
     """Predicted and true peaks by `"step phase"`, one thread count, one process."""
     from neaptide.compiler.optimizers import make_optimizer
-    from neaptide.compiler.oracle import with_workspace
+    from neaptide.compiler.oracle import with_workspaces
     from neaptide.compiler.training import TrainingLoop, trace_training
     from neaptide.passes.liveness import eager_liveness
 
@@ -154,8 +154,8 @@ def compare(case: str) -> dict[str, Any]:
     unmeasured: dict[str, str] = {}
     began = time.perf_counter()
     model, args, kwargs = fresh()
-    for step in (1, 2):
-        graph = with_workspace(trace_training(model, args, kwargs, optimizer=optimizer, step=step, **options))
+    graphs = with_workspaces(trace_training(model, args, kwargs, optimizer=optimizer, step=step, **options) for step in (1, 2))
+    for step, graph in enumerate(graphs, 1):
         unmeasured |= graph.meta["kernels"]["unmeasured"]
         carried = sum(s.nbytes for s in graph.storages if s.role in ("gradient", "optimizer_state") and graph.birth[s.id] < 0)
         for node, live in zip(graph.nodes, eager_liveness(graph).live, strict=True):

@@ -79,37 +79,64 @@ def with_workspace(
     called as missing kernels are measured. Kernels that cannot be measured keep workspace 0 and are listed with the reason in
     `meta["kernels"]["unmeasured"]`. Graphs that are not torch CPU graphs come back unchanged but for that entry.
     """
+    options = {"threads": threads, "cache_dir": cache_dir, "timeout": timeout, "memory_limit": memory_limit, "progress": progress}
+    return with_workspaces((graph,), **options)[0]
+
+
+def with_workspaces(
+    graphs: Iterable[Graph],
+    *,
+    threads: int | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    timeout: float = 60.0,
+    memory_limit: int | None = None,
+    progress: Progress | None = None,
+) -> tuple[Graph, ...]:
+    """`with_workspace` of several graphs, whose missing kernels are measured by one process."""
     if threads is not None and threads < 1:
         raise NeaptideError(f"threads is {threads}; a kernel runs with one thread or more")
-    signatures = {node.id: text for node in graph.nodes if (text := kernel_signature(graph, node)) is not None}
-    device = str(graph.meta.get("device", "cpu"))
-    if not device.startswith("cpu"):
-        reason = f"kernels of {device} are not measured"
-        return _with_facts(graph, {"measured": 0, "unmeasured": {graph.nodes[v].op: reason for v in signatures}})
-    if not signatures:
-        return _with_facts(graph, {"measured": 0, "unmeasured": {}})
+    graphs = tuple(graphs)
+    signatures = [{n.id: text for n in g.nodes if (text := kernel_signature(g, n)) is not None} for g in graphs]
+    on_cpu = [str(g.meta.get("device", "cpu")).startswith("cpu") for g in graphs]
+    if not any(cpu and texts for cpu, texts in zip(on_cpu, signatures, strict=True)):
+        return tuple(_unmeasured(g, texts, cpu) for g, texts, cpu in zip(graphs, signatures, on_cpu, strict=True))
     environment = KernelEnvironment.current(threads)
     limit = _free_memory() // 3 if memory_limit is None else int(memory_limit)
     known: dict[str, Measurement] = {}
     wanted: dict[str, str] = {}
-    for v, text in signatures.items():
-        if text in known or text in wanted:
-            continue
-        need = _tensor_bytes(graph, graph.nodes[v])
-        if need > limit:
-            known[text] = Measurement(reason=f"its tensors take {need:,} B, more than the limit of {limit:,} B")
-        else:
-            wanted[text] = environment.key(text)
+    for graph, texts, cpu in zip(graphs, signatures, on_cpu, strict=True):
+        for v, text in texts.items() if cpu else ():
+            if text in known or text in wanted:
+                continue
+            need = _tensor_bytes(graph, graph.nodes[v])
+            if need > limit:
+                known[text] = Measurement(reason=f"its tensors take {need:,} B, more than the limit of {limit:,} B")
+            else:
+                wanted[text] = environment.key(text)
     known |= _remembered_or_measured(wanted, environment, cache_dir, timeout, limit, progress)
+    return tuple(
+        _measured(g, texts, known, environment) if cpu and texts else _unmeasured(g, texts, cpu)
+        for g, texts, cpu in zip(graphs, signatures, on_cpu, strict=True)
+    )
+
+
+def _measured(graph: Graph, texts: Mapping[int, str], known: Mapping[str, Measurement], environment: KernelEnvironment) -> Graph:
+    """`graph` with what is `known` about its kernels, `texts` by node id."""
     facts = {
         "threads": environment.threads,
         "isa": environment.isa,
         "torch": environment.torch,
         "processor": environment.processor,
-        "measured": sum(not m.reason for m in known.values()),
-        "unmeasured": {graph.nodes[v].op: known[text].reason for v, text in signatures.items() if known[text].reason},
+        "measured": sum(not known[text].reason for text in set(texts.values())),
+        "unmeasured": {graph.nodes[v].op: known[text].reason for v, text in texts.items() if known[text].reason},
     }
-    return _with_facts(_apply(graph, {v: known[text] for v, text in signatures.items()}), facts)
+    return _with_facts(_apply(graph, {v: known[text] for v, text in texts.items()}), facts)
+
+
+def _unmeasured(graph: Graph, texts: Mapping[int, str], cpu: bool) -> Graph:
+    """A graph without torch CPU kernels as it is, with the reason."""
+    reason = f"kernels of {graph.meta.get('device')} are not measured"
+    return _with_facts(graph, {"measured": 0, "unmeasured": {} if cpu else {graph.nodes[v].op: reason for v in texts}})
 
 
 def kernel_signature(graph: Graph, node: Node) -> str | None:

@@ -16,7 +16,7 @@ from neaptide.compiler.errors import NeaptideError, SourceError, TraceError
 from neaptide.compiler.graph import Graph, GraphBuilder, Ref
 from neaptide.compiler.in_place_gradients import accumulate_in_place
 from neaptide.compiler.optimizers import make_optimizer
-from neaptide.compiler.oracle import with_workspace
+from neaptide.compiler.oracle import with_workspaces
 from neaptide.compiler.trace import trace
 from neaptide.compiler.training import TrainingLoop, trace_training
 from neaptide.passes.liveness import eager_liveness
@@ -106,8 +106,8 @@ def predicted_phases(graph: Graph) -> dict[str, int]:
 def test_peaks_of_both_steps_are_the_profilers_to_the_byte(case: str, cache: Path) -> None:
     build, x, optimizer, options = CASES[case]
     predicted = {}
-    for step in (1, 2):
-        graph = with_workspace(trace_training(build(), (x,), optimizer=optimizer, step=step, **options), cache_dir=cache)
+    graphs = with_workspaces((trace_training(build(), (x,), optimizer=optimizer, step=step, **options) for step in (1, 2)), cache_dir=cache)
+    for step, graph in enumerate(graphs, 1):
         assert graph.meta["kernels"]["unmeasured"] == {}
         predicted |= {(step, phase): peak for phase, peak in predicted_phases(graph).items()}
     loop = TrainingLoop(**options)
