@@ -24,36 +24,45 @@ class Residual(nn.Module):
     def __init__(self, cin: int, width: int, stride: int, expansion: int):
         super().__init__()
         cout = width * expansion
-        if expansion == 1:
-            body = [conv_norm(cin, width, 3, stride, act=nn.ReLU), conv_norm(width, cout, 3)]
-        else:
-            body = [
-                conv_norm(cin, width, 1, act=nn.ReLU),
-                conv_norm(width, width, 3, stride, act=nn.ReLU),
-                conv_norm(width, cout, 1),
-            ]
-        self.body = nn.Sequential(*body)
-        self.shortcut = conv_norm(cin, cout, 1, stride) if stride != 1 or cin != cout else nn.Identity()
+        kernels = (3, 3) if expansion == 1 else (1, 3, 1)
+        widths = (cin, width, cout) if expansion == 1 else (cin, width, width, cout)
+        strided = kernels.index(3)
+        for i, kernel in enumerate(kernels):
+            conv = nn.Conv2d(widths[i], widths[i + 1], kernel, stride if i == strided else 1, kernel // 2, bias=False)
+            self.add_module(f"conv{i + 1}", conv)
+            self.add_module(f"bn{i + 1}", nn.BatchNorm2d(widths[i + 1]))
+        self.depth = len(kernels)
         self.relu = nn.ReLU(inplace=True)
+        self.downsample = conv_norm(cin, cout, 1, stride) if stride != 1 or cin != cout else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.body(x)
-        y += self.shortcut(x)
+        y = x
+        for i in range(1, self.depth + 1):
+            y = self.get_submodule(f"conv{i}")(y)
+            y = self.get_submodule(f"bn{i}")(y)
+            if i < self.depth:
+                y = self.relu(y)
+        y += x if self.downsample is None else self.downsample(x)
         return self.relu(y)
 
 
 def _resnet(depths: tuple[int, ...], expansion: int, classes: int) -> nn.Module:
-    stages: list[tuple[str, nn.Module]] = []
+    """Module and parameter names are torchvision's, so its weights load."""
+    layers: list[tuple[str, nn.Module]] = [
+        ("conv1", nn.Conv2d(3, 64, 7, 2, 3, bias=False)),
+        ("bn1", nn.BatchNorm2d(64)),
+        ("relu", nn.ReLU(inplace=True)),
+        ("maxpool", nn.MaxPool2d(3, 2, 1)),
+    ]
     cin = 64
     for i, depth in enumerate(depths):
         blocks = []
         for j in range(depth):
             blocks.append(Residual(cin, 64 << i, 2 if i and not j else 1, expansion))
             cin = (64 << i) * expansion
-        stages.append((f"layer{i + 1}", nn.Sequential(*blocks)))
-    stem = conv_norm(3, 64, 7, 2, act=nn.ReLU)
-    head = [("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), ("fc", nn.Linear(cin, classes))]
-    return nn.Sequential(OrderedDict([("stem", stem), ("maxpool", nn.MaxPool2d(3, 2, 1)), *stages, *head]))
+        layers.append((f"layer{i + 1}", nn.Sequential(*blocks)))
+    layers += [("avgpool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), ("fc", nn.Linear(cin, classes))]
+    return nn.Sequential(OrderedDict(layers))
 
 
 def resnet18(classes: int = 1000) -> nn.Module:
