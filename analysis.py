@@ -105,7 +105,8 @@ def _traced(model: Any, args: Any, kwargs: Any, mode: str, loss: Any, optimizer:
 
 def _named(graph: Graph, name: str | None, model: Any) -> Graph:
     """The graph under `name`, with the class names of the model's modules by path in meta "modules"."""
-    classes = {} if isinstance(model, Graph) else {path: type(module).__name__ for path, module in model.named_modules()}
+    modules = () if isinstance(model, type) else getattr(model, "named_modules", tuple)()  # a class or a factory has no modules yet
+    classes = {path: type(module).__name__ for path, module in modules}
     return replace(graph, name=name or graph.name, meta={"modules": classes, **graph.meta} if classes else graph.meta)
 
 
@@ -200,9 +201,10 @@ def _kinds(graph: Graph, chosen: Schedule) -> dict[str, str]:
     kernels = graph.meta.get("kernels")
     missing = len(kernels.get("unmeasured", {})) if kernels else 0
     workspace = "as the graph says" if kernels is None else f"measured, {missing} ops not" if missing else "measured"
+    bounded = ", with upper bounds for sizes that depend on data" if graph.meta.get("bounds") else ""
     return {
-        "eager_peak": "predicted" if graph.released else "unknown",
-        "graph_peak": "exact for this graph",
+        "eager_peak": f"predicted{bounded}" if graph.released else "unknown",
+        "graph_peak": f"exact for this graph{bounded}",
         "planned_peak": "proven optimal" if chosen.optimal else "best found",
         "lower_bound": "bound",
         "arena": "exact for this plan",

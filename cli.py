@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from typing import Annotated
 
@@ -70,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.NOTSET if debug else logging.CRITICAL)  # it logs what we report
+    if not debug:
+        warnings.simplefilter("ignore", FutureWarning)
     try:
         code = int(app([w for w in words if w != "--debug"], prog_name="neaptide", standalone_mode=False) or 0)
         sys.stdout.flush()

@@ -131,7 +131,7 @@ def analyzed(
         raise NeaptideError(f"--optimizer {optimizer} has no effect without --mode training")
     with Stages() as stages:
         stages("building the model")
-        model = resolve(source, specs, dtype)
+        model = resolve(source, specs, dtype, runnable=bool(options.get("allow_real_run")))
         is_graph = isinstance(model.target, Graph)
         if is_graph and mode != "inference":
             raise NeaptideError(f"{source!r} is a graph already; --mode {mode} needs a model: a built-in one or a factory")
@@ -142,7 +142,7 @@ def analyzed(
             mode=mode,
             optimizer=optimizer or None,
             inputs=None if inputs == "auto" else inputs,
-            kernels=kernels and not is_graph,
+            kernels=kernels and (not is_graph or source.endswith(".pt2")),
             threads=threads or None,
             name=model.name,
             progress=stages,

@@ -12,6 +12,8 @@ import contextlib
 import difflib
 import importlib
 import importlib.util
+import inspect
+import math
 import os
 import re
 import sys
@@ -26,7 +28,7 @@ from .compiler.graph import Graph
 
 GRAPH_FILES = {".onnx": "ONNX", ".pt2": "torch.export", ".json": "graph"}
 PICKLES = frozenset((".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".pt1", ".joblib"))
-_FACTORY = "a factory returns a torch.nn.Module, (module, args) or (module, args, kwargs)"
+LARGE = 1 << 24
 _INPUT = re.compile(r"(?:(?P<name>[A-Za-z_][\w.]*)=)?(?P<shape>scalar|\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
 
 
@@ -58,9 +60,10 @@ class Model:
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
-def resolve(source: str, inputs: Sequence[InputSpec] = (), dtype: str = "") -> Model:
+def resolve(source: str, inputs: Sequence[InputSpec] = (), dtype: str = "", *, runnable: bool = False) -> Model:
     """What `source` names, with `inputs` in place of its own example arguments and floating tensors in `dtype` if given.
 
+    `runnable`: build the model with its real weights, for a real run; otherwise it takes no memory where that is possible.
     Raises `SourceError` for what cannot be named, `FormatError` for files that are not what they say, `TraceError` with the
     user's line for factories that raise.
     """
@@ -83,7 +86,20 @@ def resolve(source: str, inputs: Sequence[InputSpec] = (), dtype: str = "") -> M
             )
         build, examples = reference_model(source)
         name = source
-    return _assembled(source, name, build, examples, inputs, dtype)
+    module, args, kwargs = _parts(source, _built(build, source, runnable))
+    if inputs:
+        args = tuple(_example(i.shape, i.dtype or dtype or "float32") for i in inputs if not i.name)
+        kwargs = {i.name: _example(i.shape, i.dtype or dtype or "float32") for i in inputs if i.name}
+    elif not args and not kwargs and examples is not None:
+        args = tuple(examples())
+    elif not args and not kwargs and _needs_arguments(module):
+        raise SourceError(
+            f"{source!r} does not say what it is called with: add --input, for example --input 1x3x224x224, or return (module, args)"
+        )
+    if dtype:
+        module = module.to(_torch_dtype(dtype))
+        args, kwargs = (args, kwargs) if inputs else (_cast(args, dtype), _cast(kwargs, dtype))
+    return Model(name, module, args, kwargs)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
@@ -226,18 +242,25 @@ def _timm(name: str) -> tuple[Callable[[], Any], Callable[..., Any] | None]:
         raise SourceError(f"timm has no model {name!r}.{did_you_mean(name, timm.list_models())}")
     size = timm.get_pretrained_cfg(name)
     shape = tuple(size.input_size) if size is not None else (3, 224, 224)
-    return lambda: timm.create_model(name, pretrained=False), lambda: (_empty((1, *shape), "float32"),)
+    return lambda: timm.create_model(name, pretrained=False), lambda: (_example((1, *shape), "float32"),)
 
 
 def _torchvision(name: str) -> tuple[Callable[[], Any], Callable[..., Any] | None]:
     models = _zoo("torchvision", "torchvision.models")
     if name not in models.list_models():
         raise SourceError(f"torchvision has no model {name!r}.{did_you_mean(name, models.list_models())}")
-    crop = getattr(models.get_model_weights(name).DEFAULT.transforms(), "crop_size", None)
-    crop = crop[0] if isinstance(crop, list | tuple) else crop
-    examples = None if crop is None or "." in models.get_model_builder(name).__module__.removeprefix("torchvision.models.") else crop
-    build = lambda: models.get_model(name, weights=None)  # noqa: E731
-    return build, None if examples is None else lambda: (_empty((1, 3, examples, examples), "float32"),)
+    builder = models.get_model_builder(name)
+    untrained = {k: None for k in ("weights", "weights_backbone") if k in inspect.signature(builder).parameters}
+    return lambda: builder(**untrained), _image_examples(builder, models.get_model_weights(name).DEFAULT)
+
+
+def _image_examples(builder: Any, weights: Any) -> Callable[..., Any] | None:
+    """One image of the size a torchvision classifier was trained for; None for models that take something else."""
+    crop = getattr(weights.transforms(), "crop_size", None)
+    size = crop[0] if isinstance(crop, list | tuple) else crop
+    if size is None or builder.__module__.count(".") > 2:  # torchvision.models.video.resnet takes clips, torchvision.models.resnet images
+        return None
+    return lambda: (_example((1, 3, size, size), "float32"),)
 
 
 def _zoo(package: str, module: str) -> Any:
@@ -246,7 +269,9 @@ def _zoo(package: str, module: str) -> Any:
     except (ImportError, RuntimeError) as error:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, "zoo", f"a {package}: source") from None
-        raise SourceError(f"{package} is installed but does not import: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        hint = ": install the torchvision that was built for this torch, from the same package index" if "torchvision::" in reason else ""
+        raise SourceError(f"{package} is installed but does not import ({reason}){hint}") from error
 
 
 _ZOOS = {"timm": _timm, "torchvision": _torchvision}
@@ -255,61 +280,35 @@ _ZOOS = {"timm": _timm, "torchvision": _torchvision}
 # ---- from a factory to a module and its arguments ----------------------------------------------------------------------------
 
 
-def _assembled(
-    source: str, name: str, build: Callable[[], Any], examples: Callable[..., Any] | None, inputs: Sequence[InputSpec], dtype: str
-) -> Model:
-    import torch
-
-    made = _without_memory(lambda: build(), source)
-    module, args, kwargs = _parts(source, made)
-    if not isinstance(module, torch.nn.Module):
-        raise SourceError(
-            f"{source!r} returned a {type(module).__name__}; a factory returns a torch.nn.Module, (module, args) or (module, args, kwargs)"
-        )
-    if inputs:
-        args = tuple(_empty(i.shape, i.dtype or dtype or "float32") for i in inputs if not i.name)
-        kwargs = {i.name: _empty(i.shape, i.dtype or dtype or "float32") for i in inputs if i.name}
-    elif not args and not kwargs:
-        if examples is None and _needs_arguments(module):
-            raise SourceError(
-                f"{source!r} does not say what it is called with: add --input, for example --input 1x3x224x224, or return (module, args)"
-            )
-        with torch.device("meta"):
-            args = tuple(examples()) if examples is not None else ()
-    if dtype:
-        to = _torch_dtype(dtype)
-        module = module.to(to)
-        if not inputs:
-            args, kwargs = _cast(args, to), _cast(kwargs, to)
-    return Model(name, module, args, kwargs)
-
-
-def _without_memory(build: Callable[[], Any], source: str) -> Any:
+def _built(build: Callable[[], Any], source: str, runnable: bool) -> Any:
     """`build()` without the memory and the drawing of its weights; in real memory when its constructor looks at values."""
     from .compiler.weightless import weightless
 
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _user_code(f"building {source!r}"):
         warnings.simplefilter("ignore")
+        if runnable:
+            return build()
         try:
             with weightless(meta=True):
                 return build()
-        except Exception as first:
-            with _user_code(f"building {source!r}"):
-                try:
-                    with weightless(meta=False):
-                        return build()
-                except Exception as second:
-                    raise second from first
+        except NeaptideError:
+            raise
+        except Exception as on_meta:
+            try:
+                with weightless(meta=False):
+                    return build()
+            except Exception as in_memory:
+                raise in_memory from on_meta
 
 
 def _parts(source: str, made: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]]:
+    """Module, positional and keyword arguments of what a factory returned."""
     import torch
 
-    if not isinstance(made, tuple):
-        return made, (), {}
-    module, *call = made or (None,)
-    if module is None or len(call) > 2:
-        raise SourceError(f"{source!r} returned a tuple of {len(made)}; {_FACTORY}")
+    module, *call = made if isinstance(made, tuple) and made else (made,)
+    if not isinstance(module, torch.nn.Module) or len(call) > 2:
+        what = f"a tuple of {len(made)}" if isinstance(made, tuple) else f"a {type(module).__name__}"
+        raise SourceError(f"{source!r} returned {what}; a factory returns a torch.nn.Module, (module, args) or (module, args, kwargs)")
     args = call[0] if call else ()
     kwargs = call[1] if len(call) > 1 else {}
     if isinstance(args, dict) and len(call) == 1:
@@ -319,17 +318,21 @@ def _parts(source: str, made: Any) -> tuple[Any, tuple[Any, ...], dict[str, Any]
 
 def _needs_arguments(module: Any) -> bool:
     """Whether `forward` has a parameter without a default."""
-    import inspect
-
     kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(module.forward).parameters.values()
     return any(p.default is inspect.Parameter.empty and p.kind in kinds for p in parameters)
 
 
-def _empty(shape: Sequence[int], dtype: str) -> Any:
+def _example(shape: Sequence[int], dtype: str) -> Any:
+    """A tensor to call a model with: noise or zeros, the same each time; without memory when it would be large."""
     import torch
 
-    return torch.empty(tuple(shape), dtype=_torch_dtype(dtype), device="meta")
+    kind = _torch_dtype(dtype)
+    if math.prod(shape) > LARGE:
+        return torch.empty(tuple(shape), dtype=kind, device="meta")
+    if kind.is_floating_point or kind.is_complex:
+        return torch.rand(tuple(shape), generator=torch.Generator().manual_seed(0)).to(kind)
+    return torch.zeros(tuple(shape), dtype=kind)
 
 
 def _torch_dtype(name: str) -> Any:
@@ -342,7 +345,8 @@ def _torch_dtype(name: str) -> Any:
     return found
 
 
-def _cast(value: Any, dtype: Any) -> Any:
+def _cast(value: Any, dtype: str) -> Any:
     from .compiler.structure import map_tensors
 
-    return map_tensors(lambda t: t.to(dtype) if t.is_floating_point() else t, value)
+    to = _torch_dtype(dtype)
+    return map_tensors(lambda t: t.to(to) if t.is_floating_point() else t, value)

@@ -88,6 +88,11 @@ class Analysis:
         """Bytes of all storages of the graph per role, alive together or not; the roles are those of `Storage`."""
         return self.graph.bytes_by_role()
 
+    @property
+    def assumptions(self) -> list[dict[str, str]]:
+        """What had to be assumed about values while tracing, as `{"op", "at", "what"}`; the numbers hold for data that agrees."""
+        return [dict(a) for a in self.graph.meta.get("assumptions", ())]
+
     def table(self, depth: int | None = None, width: int | None = None) -> str:
         """Summary, peak and module tree as text, modules down to `depth` (None: a screenful), `width` columns (None: the terminal's)."""
         from .table import render_text
@@ -175,6 +180,7 @@ class Analysis:
                 "workspace_offsets": {str(v): int(o) for v, o in self.plan.workspace_offsets.items()},
             },
             "kinds": dict(self.kinds),
+            "assumptions": self.assumptions,
             "provenance": dict(self.provenance),
         }
 

@@ -84,7 +84,7 @@ def readable_source(source: str) -> str:
     path = source.replace("\\", "/")
     here = os.getcwd().replace("\\", "/").rstrip("/") + "/"
     _, packages, installed = path.partition("/site-packages/")
-    return path.removeprefix(here) if path.startswith(here) else installed if packages else source
+    return installed if packages else path.removeprefix(here) if path.startswith(here) else source
 
 
 def _inset(part: RenderableType, top: int = 0) -> Padding:
@@ -286,6 +286,11 @@ def _notes(a: Analysis) -> list[Text]:
         listed = ", ".join(f"{short_op(op)} ×{n}" for op, n in sorted(a.unknown_ops.items(), key=lambda kv: -kv[1])[:6])
         more = f" and {len(a.unknown_ops) - 6} more" if len(a.unknown_ops) > 6 else ""
         notes.append(Text(f"No FLOP formula for {listed}{more}: their work is in none of the counts.", style="yellow"))
+    if a.assumptions:
+        first = a.assumptions[0]
+        more = f", and {len(a.assumptions) - 1} more" if len(a.assumptions) > 1 else ""
+        at = f" at {short_source(first['at'])}" if first.get("at") else ""
+        notes.append(Text(f"Depends on data: {short_op(first['op'])}{at}: {first['what']}{more}.", style="yellow"))
     unmeasured = a.graph.meta.get("kernels", {}).get("unmeasured", {})
     if unmeasured:
         op, reason = next(iter(unmeasured.items()))

@@ -112,7 +112,8 @@ def test_a_golden_set_of_json_keys():
     assert list(document) == [
         "format", "version", "name", "mode", "device", "order", "inputs_policy", "eager_peak", "graph_peak", "planned_peak", "lower_bound",
         "optimal", "arena", "weights", "state", "inputs", "activations", "workspace", "total_peak", "params", "macs", "flops",
-        "elementwise_flops", "unknown_ops", "peak_at", "at_peak", "by_module", "schedule", "plan", "kinds", "provenance",
+        "elementwise_flops", "unknown_ops", "peak_at", "at_peak", "by_module", "schedule", "plan", "kinds", "assumptions",
+        "provenance",
     ]  # fmt: skip
     assert list(document["at_peak"][0]) == [
         "storage", "nbytes", "share", "role", "name", "shape", "dtype", "node", "op", "scope", "source",
@@ -193,6 +194,21 @@ def test_a_model_that_raises_is_named_with_its_line():
 
     with pytest.raises(TraceError, match=r"test_analysis\.py:\d+.*no such luck"):
         neaptide.analyze(Broken(), (torch.zeros(1),))
+
+
+def test_what_depends_on_data_is_said():
+    class Picks(torch.nn.Module):
+        def forward(self, x):
+            return x[x > 0.5].sum()
+
+    a = neaptide.analyze(Picks(), (torch.linspace(0, 1, 8),), kernels=False)
+    assert a.assumptions and a.to_dict()["assumptions"] == a.assumptions
+    assert "Depends on data" in a.table()
+
+
+def test_a_factory_is_built_without_its_weights():
+    a = neaptide.analyze(Tower, (torch.randn(4, 8),), kernels=False)
+    assert a.params == 8 * 16 + 16 + 16 * 512 + 512 and a.planned_peak == 4 * 4 * (16 + 512)
 
 
 def test_an_analysis_prints():
