@@ -466,6 +466,8 @@ def _origin(node: onnx.NodeProto) -> tuple[str, str]:
     lines = re.findall(r'File "([^"]+)", line (\d+)', metadata.get("pkg.torch.onnx.stack_trace", ""))
     lines = [line for line in lines if "/site-packages/torch/" not in line[0]] or lines
     source = ":".join(lines[-1]) if lines else ""
+    if "neaptide.scope" in metadata:
+        return metadata["neaptide.scope"], source
     if scopes:
         return (scopes[-2] if len(scopes) > 1 else ""), source
     parts = [p for p in node.name.split("/") if p]
