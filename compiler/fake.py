@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
@@ -67,6 +68,24 @@ class Fakes:
         if isinstance(tensor, torch.nn.Parameter):
             fake._is_param = True
         return fake
+
+
+@contextlib.contextmanager
+def kernel_strides(mode: FakeTensorMode) -> Iterator[None]:
+    """Inside: views of fake tensors get the strides that torch's own kernel gives them.
+
+    Fake tensors compute views in Python, which sets other strides for dimensions of size 1; convolutions choose their layout by
+    them. The Python form is needed for symbolic sizes only, so modes with a shape environment keep it.
+    """
+    if mode.shape_env is not None:
+        yield
+        return
+    table = fake_impls.op_implementations_dict
+    taken = {op: table.pop(op) for op in (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default) if op in table}
+    try:
+        yield
+    finally:
+        table.update(taken)
 
 
 @contextlib.contextmanager

@@ -30,7 +30,7 @@ from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, S
 
 from .answers import Answers
 from .errors import NeaptideError, TraceError
-from .fake import Fakes, borrowed
+from .fake import Fakes, borrowed, kernel_strides
 from .graph import Graph
 from .recorder import OWN_FOLDER, REFERENCE_FILES, TORCH_FOLDER, Recorder
 from .structure import map_tensors, tensors_in
@@ -176,7 +176,7 @@ def _record_fake(
     recorder = answers.recorder = Recorder(_name(model), fakes=fakes, answer=answers.ask)
     declare_weights(recorder, model, skipped)
     fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs, model)
-    with borrowed(model, fakes), torch.no_grad(), eager_branches():
+    with borrowed(model, fakes), torch.no_grad(), eager_branches(), kernel_strides(fakes.mode):
         model.eval()
         with fakes.mode, recorder, recorder.scopes(model):
             result = model(*fake_args, **fake_kwargs)

@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from .answers import Answers
 from .errors import TraceError
-from .fake import Fakes, borrowed
+from .fake import Fakes, borrowed, kernel_strides
 from .graph import Graph
 from .in_place_gradients import accumulate_in_place
 from .optimizers import make_optimizer
@@ -143,7 +143,7 @@ def record_step(
     fakes = recorder.fakes
     assert fakes is not None
     _import_what_optimizers_import()
-    with user_errors(model), borrowed(model, fakes), torch.enable_grad(), eager_branches():
+    with user_errors(model), borrowed(model, fakes), torch.enable_grad(), eager_branches(), kernel_strides(fakes.mode):
         model.train()
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         with fakes.mode:
