@@ -21,6 +21,7 @@ import numpy as np
 from .problem import OrderingProblem
 
 INFINITE = 1 << 62
+TABLE_LIMIT = 1 << 24  # slots of 16 bytes
 
 
 def flatten(lists: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -211,7 +212,10 @@ class Search:
                 return {kernel.FOUND: True, kernel.INFEASIBLE: False, kernel.PAUSED: None}[status]
 
     def grow_table(self) -> None:
-        """Make room for four times as many remembered down-sets."""
+        """Make room for four times as many remembered down-sets; at `TABLE_LIMIT`, remember no more of them."""
+        if len(self._table) >= TABLE_LIMIT:
+            self._state.registers[self._kernel.FROZEN] = 1
+            return
         larger = np.zeros((4 * len(self._table), 2), np.uint64)
         self._kernel.rehash(self._table, larger)
         self._table = larger

@@ -1,7 +1,8 @@
 """Independent checkers of what passes return: slow where that is clearer, obvious, and sharing no code with the passes.
 
 `verify_graph` checks the rules of `compiler.graph`, `verify_order` that an order computes what the traced order computes,
-`verify_schedule` that a schedule needs the bytes it says. All return None or raise with the first offender's name.
+`verify_schedule` that a schedule needs the bytes it says, `verify_plan` and `verify_layout` (from `verify_plan.py`) that
+nothing alive overlaps. All return None or raise with the first offender's name.
 """
 
 from __future__ import annotations
@@ -11,6 +12,9 @@ from typing import Protocol
 
 from ..compiler.errors import GraphError, OrderError
 from ..compiler.graph import Graph
+from .verify_plan import verify_layout, verify_plan
+
+__all__ = ["verify_graph", "verify_layout", "verify_order", "verify_plan", "verify_schedule"]
 
 EXISTS_BEFORE = {"input", "parameter", "buffer", "constant"}
 

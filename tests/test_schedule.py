@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from neaptide.compiler.errors import GraphError, NeaptideError, OrderError
 from neaptide.compiler.graph import Graph, GraphBuilder
+from neaptide.passes import exact
 from neaptide.passes.beam import beam_search
 from neaptide.passes.bounds import cut_bound, lower_bound
 from neaptide.passes.exact import Search, blocks_of, sweep_cuts
@@ -47,13 +48,13 @@ def fork() -> Graph:
     return b.build()
 
 
-def hard_graph() -> Graph:
-    """Too large and too tangled to be solved in a second."""
+def hard_graph(nodes: int = 400) -> Graph:
+    """Too large and too tangled to be solved in a second, at its full size."""
     rng = random.Random(5)
     b = GraphBuilder("hard")
     values = [b.tensor((64,), "uint8", role="input")]
     b.inputs += values
-    for _ in range(400):
+    for _ in range(nodes):
         values.append(fresh(b, "op", rng.sample(values[-60:], min(len(values), 2)), rng.randrange(50, 60)))
     b.outputs.append(fresh(b, "end", values[-20:], 1))
     return b.build()
@@ -269,8 +270,20 @@ def test_a_search_in_small_chunks_gives_the_same_answer():
         assert parts.order == whole.order
 
 
-def _run_in_chunks(search: Search) -> bool:
-    while (answer := search.advance(3)) is None:
+def test_a_search_that_may_remember_no_more_gives_the_same_answer(monkeypatch):
+    problem = ordering_problem(hard_graph(60))
+    budget = problem.peak(problem.needs(range(len(problem)))) * 7 // 10
+    free = Search(problem, blocks_of(problem), budget)
+    answer = free.advance(1 << 30)
+    assert free.states > 4096, "the table never filled"
+    monkeypatch.setattr(exact, "TABLE_LIMIT", 1 << 12)
+    frozen = Search(problem, blocks_of(problem), budget)
+    assert _run_in_chunks(frozen, 10_000) is answer
+    assert frozen.next_budget == free.next_budget
+
+
+def _run_in_chunks(search: Search, chunk: int = 3) -> bool:
+    while (answer := search.advance(chunk)) is None:
         pass
     return answer
 

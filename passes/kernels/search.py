@@ -15,8 +15,22 @@ from .cut import cut_bound
 INFEASIBLE, FOUND, PAUSED, TABLE_FULL, MOVES_FULL = 0, 1, 2, 3, 4
 
 # Slots of the register array.
-HELD, N_READY, N_RUN, DEPTH, MOVES_TOP, NEXT_BUDGET, STATES, FILLED, IDLE, WAIT, TURN, CUT_WORK = 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11
-N_REGISTERS = 12
+HELD, N_READY, N_RUN, DEPTH, MOVES_TOP, NEXT_BUDGET, STATES, FILLED, IDLE, WAIT, TURN, CUT_WORK, FROZEN = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    6,
+    7,
+    8,
+    9,
+    10,
+    11,
+    12,
+)
+N_REGISTERS = 13
 
 CHAIN_LIMIT = 256
 RIVALS_TRIED = 4
@@ -86,8 +100,8 @@ def undo(blocks, state):
 
 
 @njit(cache=True, nogil=True)
-def remember(table, a, b):
-    """Put key (a, b) into the open-addressing table; False when it was there."""
+def remember(table, a, b, frozen):
+    """False when key (a, b) is in the open-addressing table; else True, and it is put there unless `frozen`."""
     mask = np.uint64(table.shape[0] - 1)
     if a == np.uint64(0) and b == np.uint64(0):
         a = np.uint64(1)
@@ -96,8 +110,9 @@ def remember(table, a, b):
         x = table[np.int64(i), 0]
         y = table[np.int64(i), 1]
         if x == np.uint64(0) and y == np.uint64(0):
-            table[np.int64(i), 0] = a
-            table[np.int64(i), 1] = b
+            if not frozen:
+                table[np.int64(i), 0] = a
+                table[np.int64(i), 1] = b
             return True
         if x == a and y == b:
             return False
@@ -109,7 +124,7 @@ def rehash(old, new):
     """Move every key of table `old` into the empty, larger table `new`."""
     for i in range(old.shape[0]):
         if old[i, 0] != np.uint64(0) or old[i, 1] != np.uint64(0):
-            remember(new, old[i, 0], old[i, 1])
+            remember(new, old[i, 0], old[i, 1], False)
 
 
 @njit(cache=True, nogil=True)
@@ -237,7 +252,7 @@ def advance(budget, chunk, blocks, state, move_block, move_rank, table):
         if frame_next[d] < 0:
             if registers[STATES] >= stop_states or registers[CUT_WORK] >= stop_work:
                 return PAUSED
-            if registers[FILLED] * 2 > table.shape[0]:
+            if registers[FILLED] * 2 > table.shape[0] and registers[FROZEN] == 0:
                 return TABLE_FULL
             if registers[MOVES_TOP] + n > move_block.shape[0]:
                 return MOVES_FULL
@@ -247,8 +262,8 @@ def advance(budget, chunk, blocks, state, move_block, move_rank, table):
                 return FOUND
             low = registers[MOVES_TOP]
             top = low
-            if remember(table, state.key[0], state.key[1]):
-                registers[FILLED] += 1
+            if remember(table, state.key[0], state.key[1], registers[FROZEN] == 1):
+                registers[FILLED] += 1 - registers[FROZEN]
                 registers[STATES] += 1
                 registers[IDLE] += 1
                 failed = np.int64(-1)
