@@ -66,6 +66,8 @@ def finish(
     from rich.table import Table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=180)
     table = Table(title=name)
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right", no_wrap=i == 0)
