@@ -19,7 +19,7 @@ from .kernels.fit import fit
 from .load import crowding, max_load
 from .offset_search import part_searches
 
-PYTHON_WORK = 600_000
+PYTHON_BLOCKS = 1_500
 FIRST_NODES = 2_000
 MOST_NODES = 1 << 20
 
@@ -39,7 +39,7 @@ def solve(lower: np.ndarray, upper: np.ndarray, size: np.ndarray, *, enough: int
     """Offsets of least height for blocks alive over [lower, upper); int64 arrays (n,), sizes > 0.
 
     Stops at a height of `enough` or the lower bound, whichever is larger, or after about `time_limit` seconds, kernel
-    compilation not counted; no kernel runs when that is 0. A `lower_bound` above the load was proved by exhausting the search below it.
+    compilation not counted; when that is 0, after the first fits. A `lower_bound` above the load was proved by exhausting the search below it.
     """
     started = time.perf_counter()
     bound = max_load(lower, upper, size)
@@ -48,17 +48,16 @@ def solve(lower: np.ndarray, upper: np.ndarray, size: np.ndarray, *, enough: int
     layout = _Layout(lower, upper, size)
     goal = max(bound, enough)
     orders = list(_placement_orders(lower, upper, size))
-    if len(size) ** 2 * 2 <= PYTHON_WORK:
-        layout.try_orders(fit, orders, goal, plain=True)
-    else:
-        layout.try_orders(fit, orders[:1], goal, plain=True)
-    if layout.height <= goal or time_limit == 0:
+    n = len(size)
+    if n <= PYTHON_BLOCKS:
+        layout.try_orders(fit, orders if n <= PYTHON_BLOCKS // 3 else orders[:1], goal, plain=True)
+    if layout.height <= goal or (time_limit == 0 and n <= PYTHON_BLOCKS):
         return Offsets(layout.offset, layout.height, bound, layout.method, time.perf_counter() - started)
 
     kernels = compile_kernels()
     started = time.perf_counter()
-    layout.try_orders(kernels.fit, orders, goal)
     deadline = started + time_limit
+    layout.try_orders(kernels.fit, orders, goal, deadline=deadline)
     parts = [_Part(lower[rows], upper[rows], size[rows], rows, layout.offset[rows]) for rows in _apart(lower, upper)]
     parts.sort(key=lambda part: -part.height)
     for i, part in enumerate(parts):
@@ -80,15 +79,20 @@ class _Layout:
         self.height = 1 << 62
         self.method = ""
 
-    def try_orders(self, fit, orders: list[tuple[str, np.ndarray]], goal: int, *, plain: bool = False) -> None:
-        """First and best fit in each order until one reaches `goal`; `plain` calls the function on lists, for Python."""
+    def try_orders(
+        self, fit, orders: list[tuple[str, np.ndarray]], goal: int, *, plain: bool = False, deadline: float = float("inf")
+    ) -> None:
+        """First and best fit in each order until one reaches `goal`, or time is up and there is a layout.
+
+        `plain` calls the function on lists, for Python.
+        """
         n = len(self.size)
         tables = [self.lower, self.upper, self.size]
         if plain:
             tables = [table.tolist() for table in tables]
         for name, order in orders:
             for best in (False, True):
-                if self.height <= goal:
+                if self.height <= goal or (self.method and time.perf_counter() >= deadline):
                     return
                 scratch = ([0] * n, [0] * n) if plain else (np.empty(n, np.int64), np.empty(n, np.int64))
                 fit(order.tolist() if plain else order, *tables, best, goal, 1 << 62, *scratch)
