@@ -67,7 +67,14 @@ TRANSFORMERS: dict[str, dict[str, Any]] = {
     "MambaConfig": {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 1000},
     "T5Config": {"d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4, "vocab_size": 1000},
     "BartConfig": _SEQ2SEQ,
-    "WhisperConfig": {**_SEQ2SEQ, "max_source_positions": 64},
+    "WhisperConfig": {
+        **_SEQ2SEQ,
+        "max_source_positions": 64,
+        "pad_token_id": 1,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 3,
+    },
     "ViTConfig": {"hidden_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 192, "image_size": 64},
 }
 DIFFUSERS: dict[str, dict[str, Any]] = {
@@ -117,7 +124,11 @@ def _builtin(name: str, side: int | None, batch: int) -> Built:
     from neaptide.compiler.reference_models import REFERENCE_MODELS
 
     reference = REFERENCE_MODELS[name]
-    return reference.module(), reference.args(batch=batch, resolution=side if name not in ("vit_tiny", "vit_b_16") else None), {}
+    return (
+        reference.module(),
+        reference.args(batch=batch, resolution=side if reference.inputs[0][-1] == 224 and not name.startswith("vit") else None),
+        {},
+    )
 
 
 def _torchvision(name: str, side: int | None, batch: int) -> Built:

@@ -7,6 +7,7 @@ stay views. `borrowed` lends a model to the recorder with fakes in place of its 
 from __future__ import annotations
 
 import contextlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -108,15 +109,36 @@ def borrowed(model: torch.nn.Module, fakes: Fakes | None) -> Iterator[None]:
             module.__dict__.clear()
             module.__dict__.update(attributes)
             for container, items in contents:
-                container.clear()
-                (container.extend if isinstance(container, list) else container.update)(items)
+                if not _same_items(container, items):
+                    container.clear()
+                    (container.extend if isinstance(container, list) else container.update)(items)
+
+
+CONTAINERS = (list, dict, set, OrderedDict)
 
 
 def _snapshot(module: torch.nn.Module) -> tuple[torch.nn.Module, dict[str, Any], list[tuple[Any, Any]]]:
     attributes = dict(module.__dict__)
-    contents = [(value, type(value)(value)) for value in attributes.values() if type(value) in (list, dict, set)]
-    contents += [(value, dict(value)) for value in attributes.values() if isinstance(value, dict) and type(value) is not dict]
+    contents = [(value, type(value)(value)) for value in attributes.values() if type(value) in CONTAINERS]
     return module, attributes, contents
+
+
+def _unchanged(container: Any, items: Any) -> bool:
+    """Whether a list or dict holds the very objects it held; dicts that refuse changes are asked nothing more."""
+    if isinstance(container, set) or len(container) != len(items):
+        return False
+    if isinstance(container, list):
+        return all(a is b for a, b in zip(container, items, strict=True))
+    return all(a == b and container[a] is items[b] for a, b in zip(container, items, strict=True))
+
+
+def _same_items(container: Any, items: Any) -> bool:
+    """Whether a container holds the very objects it held, in the same places."""
+    if len(container) != len(items) or isinstance(container, set):
+        return False
+    if isinstance(container, list):
+        return all(a is b for a, b in zip(container, items, strict=True))
+    return all(k is j and a is b for (k, a), (j, b) in zip(container.items(), items.items(), strict=True))
 
 
 def _swap(module: torch.nn.Module, fakes: Fakes) -> None:
