@@ -56,6 +56,9 @@ FACTS: dict[str, OpFacts] = {
     **{f"aten.{name}": OpFacts("creation") for name in _CREATION.split()},
     **{f"aten.{name}": OpFacts("random") for name in _RANDOM.split()},
     "aten.where.default": OpFacts("data movement"),
+    # What the recorder notes beside dispatched ops: a number that autograd keeps, the state of the random generator.
+    "neaptide.saved_number": OpFacts("creation"),
+    "neaptide.random_state": OpFacts("creation"),
     "profiler._record_function_enter_new": OpFacts("data movement"),
     "profiler._record_function_exit": OpFacts("data movement"),
     "prim.device": OpFacts("view"),
