@@ -9,6 +9,7 @@ skips only random draws into big tensors, for constructors that look at values.
 from __future__ import annotations
 
 import contextlib
+import logging
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -89,11 +90,12 @@ def weightless(*, meta: bool) -> Iterator[dict[int, torch.Tensor]]:
 def eager_branches() -> Iterator[None]:
     """Inside: libraries that branch on "is this being traced?" take the branch of an ordinary eager run.
 
-    transformers builds other masks when it meets fake tensors; the memory of those is not the memory of a run.
+    transformers builds other masks when it meets fake tensors; the memory of those is not the memory of a run. torch's own log of
+    errors inside fake kernels is silenced too: the error itself is raised and explained.
     """
-    checks = sys.modules.get("transformers.utils.import_utils")
-    if checks is None or not hasattr(checks, "is_fake_tensor"):
-        yield
-        return
-    with mock.patch.object(checks, "is_fake_tensor", lambda x: False):
+    with contextlib.ExitStack() as stack:
+        checks = sys.modules.get("transformers.utils.import_utils")
+        if checks is not None and hasattr(checks, "is_fake_tensor"):
+            stack.enter_context(mock.patch.object(checks, "is_fake_tensor", lambda x: False))
+        stack.enter_context(mock.patch.object(logging.getLogger("torch._subclasses.fake_tensor"), "disabled", True))
         yield
