@@ -38,7 +38,7 @@ def notebook_html(a: Analysis) -> str:
         ("parameters", format_count(a.params)),
         ("MACs", format_count(a.macs)),
     ]
-    cells = "".join(f'<span style="{_FACT}"><span style="opacity:.6">{escape(k)}</span> <b>{escape(v)}</b></span>' for k, v in facts)
+    cells = " ".join(f'<span style="{_FACT}"><span style="opacity:.6">{escape(k)}</span> <b>{escape(v)}</b></span>' for k, v in facts)
     where = ""
     if a.peak_node >= 0:
         node = a.graph.nodes[a.peak_node]

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pickle
+import pickletools
 import re
 import sys
 import xml.dom.minidom
@@ -23,7 +24,7 @@ from neaptide.report.budget import explain
 from neaptide.report.chrome_trace import chrome_trace
 from neaptide.report.dot import quoted, to_dot
 from neaptide.report.html import render_html
-from neaptide.report.memory_snapshot import ARENA_ADDRESS, memory_snapshot
+from neaptide.report.memory_snapshot import ARENA_ADDRESS, memory_snapshot, snapshot_bytes
 from neaptide.report.notebook import live_svg
 from neaptide.report.units import bar_chart, format_bytes, format_count, format_share, parse_bytes, resample, sparkline
 
@@ -196,6 +197,15 @@ def test_a_snapshot_holds_plain_values_only(analysis, tmp_path):
     path = tmp_path / "snapshot.pickle"
     analysis.save_memory_snapshot(path)
     assert Plain(io.BytesIO(path.read_bytes())).load()["device_traces"]
+
+
+def test_a_snapshot_uses_only_what_memory_viz_unpickles(analysis):
+    known = {
+        "PROTO", "FRAME", "STOP", "MARK", "MEMOIZE", "BINGET", "LONG_BINGET", "EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE", "TUPLE1", "TUPLE2",
+        "TUPLE3", "TUPLE", "APPEND", "APPENDS", "SETITEM", "SETITEMS", "BININT", "BININT1", "BININT2", "LONG1", "SHORT_BINUNICODE",
+        "BINUNICODE", "NEWFALSE", "NEWTRUE", "NONE", "BINFLOAT",
+    }  # fmt: skip
+    assert {op.name for op, _, _ in pickletools.genops(snapshot_bytes(analysis))} <= known
 
 
 def test_dot_has_every_op_and_edge(analysis):

@@ -40,25 +40,43 @@ const scopeOf = (node) => (node < 0 ? "" : TEXT[NODES.scope[node]]);
 const roleOf = (i) => TEXT[STORAGES.role[i]];
 const makerOf = (i) => (STORAGES.node[i] < 0 ? `input ${TEXT[STORAGES.name[i]]}`.trim() : shortOp(TEXT[NODES.op[STORAGES.node[i]]]));
 
-// The module groups that colours stand for: the shallowest level that has at least four, its nine largest and "other".
+// The module groups that colours stand for: the largest group gives way to its children while there are colours for them.
+// Code outside any module is a group of its own by phase.
 const GROUPS = (() => {
+  const MOST = 32;
+  const pathOf = (node) => scopeOf(node) || (node >= 0 && TEXT[NODES.phase[node]] !== "forward" ? TEXT[NODES.phase[node]] : "model");
   const bytes = new Map();
-  const scopes = STORAGES.node.map(scopeOf);
-  const levelled = (depth) => new Set(scopes.map((scope) => scope.split(".").slice(0, depth).join(".")));
-  let depth = 1;
-  while (depth < 6 && levelled(depth).size < 4 && levelled(depth + 1).size > levelled(depth).size) depth++;
-  const nameOf = (scope) => scope.split(".").slice(0, depth).join(".") || "model";
-  scopes.forEach((scope, i) => bytes.set(nameOf(scope), (bytes.get(nameOf(scope)) || 0) + STORAGES.nbytes[i]));
-  const largest = new Set([...bytes].sort((a, b) => b[1] - a[1]).slice(0, PALETTE.length - 1).map(([name]) => name));
-  const seen = [];
-  for (const scope of scopes) if (largest.has(nameOf(scope)) && !seen.includes(nameOf(scope))) seen.push(nameOf(scope));
-  return { of: (scope) => (largest.has(nameOf(scope)) ? nameOf(scope) : "other"), color: new Map(seen.map((name, i) => [name, PALETTE[i]])) };
+  STORAGES.node.forEach((node, i) => bytes.set(pathOf(node), (bytes.get(pathOf(node)) || 0) + STORAGES.nbytes[i]));
+  const below = (prefix) => [...bytes.keys()].filter((path) => within(path, prefix));
+  const sizeOf = (prefix) => below(prefix).reduce((sum, path) => sum + bytes.get(path), 0);
+  const childrenOf = (prefix) => {
+    const depth = prefix === "" ? 1 : prefix.split(".").length + 1;
+    return [...new Set(below(prefix).map((path) => path.split(".").slice(0, depth).join(".")))];
+  };
+  const sized = (prefixes) => prefixes.map((prefix) => ({ prefix, size: sizeOf(prefix) }));
+  const total = [...bytes.values()].reduce((a, b) => a + b, 0);
+  let groups = sized(childrenOf(""));
+  for (let left = 8; left > 0; left--) {
+    const widest = groups.filter((g) => g.size > total / 3 && childrenOf(g.prefix).length > 1).sort((a, b) => b.size - a.size)[0];
+    const children = widest ? childrenOf(widest.prefix) : [];
+    if (!widest || groups.length - 1 + children.length > MOST) break;
+    groups = groups.flatMap((g) => (g === widest ? sized(children) : [g]));
+  }
+  const kept = [...groups].sort((a, b) => b.size - a.size).slice(0, MOST);
+  const names = groups.filter((g) => kept.includes(g)).map((g) => g.prefix);
+  const known = new Map();
+  const of = (node) => {
+    const path = pathOf(node);
+    if (!known.has(path)) known.set(path, names.filter((name) => within(path, name)).sort((a, b) => b.length - a.length)[0] || "other");
+    return known.get(path);
+  };
+  return { of, color: new Map(names.map((name, i) => [name, PALETTE[i % PALETTE.length]])) };
 })();
 
 const CATEGORY = {
   role: { storage: roleOf, workspace: () => WORKSPACE, color: (name) => ROLE_COLOR[name] || OTHER },
   module: {
-    storage: (i) => GROUPS.of(scopeOf(STORAGES.node[i])),
+    storage: (i) => GROUPS.of(STORAGES.node[i]),
     workspace: () => WORKSPACE,
     color: (name) => (name === WORKSPACE ? ROLE_COLOR.workspace : GROUPS.color.get(name) || OTHER),
   },
