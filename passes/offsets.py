@@ -39,7 +39,8 @@ def solve(lower: np.ndarray, upper: np.ndarray, size: np.ndarray, *, enough: int
     """Offsets of least height for blocks alive over [lower, upper); int64 arrays (n,), sizes > 0.
 
     Stops at a height of `enough` or the lower bound, whichever is larger, or after about `time_limit` seconds, kernel
-    compilation not counted; when that is 0, after the first fits. A `lower_bound` above the load was proved by exhausting the search below it.
+    compilation not counted; when that is 0, after the first fits. A `lower_bound` above the load was proved by exhausting
+    the search below it.
     """
     started = time.perf_counter()
     bound = max_load(lower, upper, size)

@@ -27,6 +27,14 @@ fit = njit(cache=True, nogil=True)(_fit)
 
 
 @njit(cache=True, nogil=True)
+def _height(offset, size):
+    height = 0
+    for i in range(len(size)):
+        height = max(height, offset[i] + size[i])
+    return height
+
+
+@njit(cache=True, nogil=True)
 def climb(order, lower, upper, size, best, goal, tries, seed, offset):
     """Improve the placement `order` in place until nothing ends above `goal`; returns the excess reached.
 
@@ -40,8 +48,9 @@ def climb(order, lower, upper, size, best, goal, tries, seed, offset):
     candidate = order.copy()
     excess = fit(order, lower, upper, size, best, goal, 1 << 62, stack, trial)
     current = trial.copy()
-    offset[:] = trial
-    height = (offset + size).max()
+    for i in range(n):
+        offset[i] = trial[i]
+    height = _height(offset, size)
     state = np.uint64(seed * 2 + 1)
     for _ in range(tries):
         if excess == 0:
@@ -62,21 +71,25 @@ def climb(order, lower, upper, size, best, goal, tries, seed, offset):
             if lower[other] < upper[block] and lower[block] < upper[other]:
                 break
             to = (to + 1) % k
-        candidate[:] = order
+        for i in range(n):
+            candidate[i] = order[i]
+        candidate[to] = block
         if swap:
-            candidate[to], candidate[k] = order[k], order[to]
+            candidate[k] = order[to]
         else:
-            candidate[to + 1 : k + 1] = order[to:k]
-            candidate[to] = order[k]
+            for i in range(to, k):
+                candidate[i + 1] = order[i]
         reached = fit(candidate, lower, upper, size, best, goal, excess, stack, trial)
         if reached <= excess:
             excess = reached
-            order[:] = candidate
-            current[:] = trial
-            reached_height = (trial + size).max()
+            for i in range(n):
+                order[i] = candidate[i]
+                current[i] = trial[i]
+            reached_height = _height(trial, size)
             if reached_height < height:
                 height = reached_height
-                offset[:] = trial
+                for i in range(n):
+                    offset[i] = trial[i]
     return excess
 
 
@@ -300,7 +313,8 @@ def sweep(lower, upper, size, capacity, node_limit, mode, seed, width, failed, o
             alive[k + 1, i] = alive[k, i]
             i += 1
         alive[k + 1, i] = k
-        alive[k + 1, i + 1 : m + 1] = alive[k, i:m]
+        for j in range(i, m):
+            alive[k + 1, j + 1] = alive[k, j]
         alive_count[k + 1] = m + 1
         k += 1
         arrived = True
