@@ -23,8 +23,8 @@ COMPILER = Path(__file__).resolve().parent.parent / "compiler"
 class Case:
     """`module` and `args` build the case; `hand`: its multiply-adds, or FLOPs for work without any (`elementwise`).
 
-    `causal`: only the pairs that a causal mask keeps are counted. `training`: the module is in training mode, which keeps
-    attention off its fused path.
+    `causal`: only the pairs that a causal mask keeps are counted. `training`: the module is in training mode with
+    gradients on, which keeps attention off its fused path.
     """
 
     name: str

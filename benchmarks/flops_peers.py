@@ -105,7 +105,7 @@ def isolated(count: Callable[[nn.Module, tuple[Any, ...]], float], case: Case) -
     here, there = context.Pipe()
 
     def answer() -> None:
-        with contextlib.redirect_stdout(io.StringIO()), torch.no_grad():
+        with contextlib.redirect_stdout(io.StringIO()), torch.set_grad_enabled(case.training):
             try:
                 there.send(float(count(case.module().train(case.training), case.args())))
             except Exception as error:  # a peer that fails on a case is a result of this comparison

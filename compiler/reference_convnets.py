@@ -98,9 +98,23 @@ class SqueezeExcite(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """Expand 1 x 1, depthwise, optional squeeze-and-excitation, project 1 x 1; residual where the shape allows."""
+    """Expand 1 x 1, depthwise, optional squeeze-and-excitation, project 1 x 1; residual where the shape allows.
 
-    def __init__(self, cin: int, hidden: int, cout: int, kernel: int, stride: int, *, act: type[nn.Module], squeeze: bool = False):
+    As in torchvision, version 3 of the network (`in_place`) adds the residual into the projection's result.
+    """
+
+    def __init__(
+        self,
+        cin: int,
+        hidden: int,
+        cout: int,
+        kernel: int,
+        stride: int,
+        *,
+        act: type[nn.Module],
+        squeeze: bool = False,
+        in_place: bool = False,
+    ):
         super().__init__()
         layers: list[nn.Module] = [] if hidden == cin else [conv_norm(cin, hidden, 1, act=act)]
         layers.append(conv_norm(hidden, hidden, kernel, stride, groups=hidden, act=act))
@@ -109,9 +123,16 @@ class InvertedResidual(nn.Module):
         layers.append(conv_norm(hidden, cout, 1))
         self.body = nn.Sequential(*layers)
         self.residual = stride == 1 and cin == cout
+        self.in_place = in_place
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x) if self.residual else self.body(x)
+        if not self.residual:
+            return self.body(x)
+        if not self.in_place:
+            return x + self.body(x)
+        y = self.body(x)
+        y += x
+        return y
 
 
 def mobilenet_v2(width: float = 1.0, classes: int = 1000) -> nn.Module:
@@ -153,7 +174,7 @@ def mobilenet_v3_small(classes: int = 1000) -> nn.Module:
         (5, 576, 96, True, nn.Hardswish, 1),
         (5, 576, 96, True, nn.Hardswish, 1),
     ):
-        layers.append(InvertedResidual(cin, hidden, cout, kernel, stride, act=act, squeeze=squeeze))
+        layers.append(InvertedResidual(cin, hidden, cout, kernel, stride, act=act, squeeze=squeeze, in_place=True))
         cin = cout
     layers.append(conv_norm(96, 576, 1, act=nn.Hardswish))
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(576, 1024), nn.Hardswish(inplace=True), nn.Dropout(0.2)]
