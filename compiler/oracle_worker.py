@@ -47,7 +47,7 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 def measure(signature: dict[str, Any]) -> dict[str, Any]:
     """Peak bytes allocated inside one call, and the storage sizes of what it returns.
 
-    Cheap kernels run twice and the second run counts: a model is profiled warm, too.
+    A kernel that allocates more than its results runs a second time, and that run counts: models are profiled warm, too.
     Integers are first zeros (in range for every index), then ones (for lengths and divisors) if zeros are refused.
     """
     try:
@@ -71,14 +71,18 @@ def _measure(signature: dict[str, Any], integers: int) -> dict[str, Any]:
         arguments = {t.untyped_storage().data_ptr() for t in _leaves((args, kwargs))}
         began = time.perf_counter()
         result, events = allocations(lambda: op(*args, **kwargs))
-        if time.perf_counter() - began < WARM_UP_SECONDS:
+        outputs = _born(result, arguments)
+        if peak(events) > sum(filter(None, outputs)) and time.perf_counter() - began < WARM_UP_SECONDS:
             del result
             result, events = allocations(lambda: op(*args, **kwargs))
-    outputs = []
-    for t in _leaves(result):
-        storage = t.untyped_storage()
-        outputs.append(None if storage.nbytes() and storage.data_ptr() in arguments else storage.nbytes())
+            outputs = _born(result, arguments)
     return {"inner": peak(events), "outputs": outputs}
+
+
+def _born(result: Any, arguments: set[int]) -> list[int | None]:
+    """Per tensor in `result` the bytes of its storage, None where it lies on one at an address in `arguments`."""
+    storages = [t.untyped_storage() for t in _leaves(result)]
+    return [None if s.nbytes() and s.data_ptr() in arguments else s.nbytes() for s in storages]
 
 
 def allocations(call: Callable[[], Any]) -> tuple[Any, list[tuple[int, int, int]]]:
