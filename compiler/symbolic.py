@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch._guards import Source
+from torch._prims_common import suggest_memory_format
+from torch._subclasses.fake_impls import register_op_impl
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv
 
@@ -103,6 +105,18 @@ def quiet() -> Iterator[None]:
         yield
     finally:
         logger.disabled = before
+
+
+@register_op_impl(torch.ops.aten.constant_pad_nd.default)
+def _padded(mode: FakeTensorMode, func: Any, x: torch.Tensor, pad: Sequence[Any], value: Any = 0) -> Any:
+    """Padding of symbolic sizes; torch's own kernel takes every size for a number, and so fixes it."""
+    if not x._has_symbolic_sizes_strides:
+        return NotImplemented
+    shape = list(x.shape)
+    for i in range(len(pad) // 2):
+        shape[-1 - i] += pad[2 * i] + pad[2 * i + 1]
+    with mode:
+        return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=suggest_memory_format(x))
 
 
 def concrete(value: Any) -> Any:

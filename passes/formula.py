@@ -161,7 +161,7 @@ def peak_formula(
     args: Sequence[Any] | Any = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
-    dynamic: Mapping[str | int, Mapping[int, SizeLike]],
+    dynamic: Mapping[Any, Mapping[int, SizeLike]],
     mode: str = "inference",
     which: str = "graph",
     inputs: Inputs = "caller",

@@ -94,6 +94,9 @@ class Recordings:
     def symbolic(self) -> tuple[tuple[Branch, ...], tuple[Mapping[str, int], ...]]:
         """Branches over as much of the ranges as a few recordings cover, and the sizes at which they were checked."""
         first = self.recorded(self.at)
+        for size, (low, high) in zip(self.sizes, first.regions[0].bounds, strict=True):
+            if low == high and low > 1 and size.least != size.most():
+                raise TraceError(f"a recording with symbolic sizes holds for {size.name} = {low} only")
         checked: list[Mapping[str, int]] = []
         for at in (self.at, *itertools.islice((p for p in self.elsewhere() if first.holds(self.sizes, p)), 2)):
             if not self.agrees(first, at):
@@ -239,7 +242,7 @@ class Recordings:
 
 
 def _read_dynamic(
-    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: Mapping[str | int, Mapping[int, SizeLike]]
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], dynamic: Mapping[Any, Mapping[int, SizeLike]]
 ) -> tuple[tuple[Size, ...], dict[int, dict[int, str]], dict[str, int]]:
     """Sizes in the order they are named, dimensions that vary per tensor (by identity), and the example's sizes."""
     from ..compiler.structure import tensors_in

@@ -154,32 +154,31 @@ class Ring:
                 out = times(out, self.read(factor))
             return out
         kind = type(e).__name__
-        if kind == "floor":
-            numerator, denominator = e.args[0].as_numer_denom()
-            return self._quotient(self.read(numerator), self.read(denominator), e)
-        if kind in ("FloorDiv", "CleanDiv", "CeilDiv", "Mod", "PythonMod"):
-            a, b = map(self.read, e.args)
-            if kind == "CeilDiv":
-                return plus({}, self._quotient(plus({}, a, -1), b, e), -1)
-            quotient = self._quotient(a, b, e)
-            return plus(a, times(quotient, b), -1) if kind.endswith("Mod") else quotient
+        if kind in ("floor", "FloorDiv", "CleanDiv", "CeilDiv", "Mod", "PythonMod"):
+            a, b = map(self.read, e.args[0].as_numer_denom() if kind == "floor" else e.args)
+            quotient = self._quotient(plus({}, a, -1) if kind == "CeilDiv" else a, b)
+            if quotient is not None and kind == "CeilDiv":
+                return plus({}, quotient, -1)
+            if quotient is not None:
+                return plus(a, times(quotient, b), -1) if kind.endswith("Mod") else quotient
         return self._generator(e, e, lambda at: self._number(e, at), False)
 
-    def _quotient(self, a: Terms, b: Terms, e: Any) -> Terms:
-        """a // b; `e` is the expression it came from."""
-        if set(b) == {()} and b[()] > 0 and b[()].denominator == 1 and all(c.denominator == 1 for c in a.values()):
-            divisor = int(b[()])
-            whole = {m: Fraction(c.numerator // divisor) for m, c in a.items() if c.numerator // divisor}
-            rest = {m: Fraction(c.numerator % divisor) for m, c in a.items() if c.numerator % divisor}
-            if set(rest) <= {()}:
-                return whole
-            if all(self.generators[g].non_negative for m in rest for g, _ in m):
-                import sympy
+    def _quotient(self, a: Terms, b: Terms) -> Terms | None:
+        """a // b where b is a whole number > 0 and the coefficients of a are whole; None elsewhere."""
+        import sympy
 
-                form = sympy.floor(self.write(rest) / divisor)
-                found = self._generator((frozenset(rest.items()), divisor), form, lambda at: int(self.value(rest, at)) // divisor, True)
-                return plus(whole, found)
-        return self._generator(e, e, lambda at: self._number(e, at), False)
+        if set(b) != {()} or b[()] < 0 or b[()].denominator != 1 or any(c.denominator != 1 for c in a.values()):
+            return None
+        divisor = int(b[()])
+        whole = {m: Fraction(c.numerator // divisor) for m, c in a.items() if c.numerator // divisor}
+        rest = {m: Fraction(c.numerator % divisor) for m, c in a.items() if c.numerator % divisor}
+        if set(rest) <= {()}:
+            return whole
+        if not all(self.generators[g].non_negative for m in rest for g, _ in m):
+            return None
+        form = sympy.floor(self.write(rest) / divisor)
+        key = (frozenset(rest.items()), divisor)
+        return plus(whole, self._generator(key, form, lambda at: int(self.value(rest, at)) // divisor, True))
 
     def _generator(self, key: Any, form: Any, value: Callable[[Mapping[str, int]], int], non_negative: bool) -> Terms:
         if key not in self._found:
