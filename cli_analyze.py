@@ -6,71 +6,38 @@ import contextlib
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
+from . import cli_options as opt
 from .compiler.errors import BudgetError, FormatError, NeaptideError
 from .report.console import Stages, output
 
 if TYPE_CHECKING:
     from .report.result import Analysis
 
-Source = Annotated[
-    str,
-    typer.Argument(
-        metavar="SOURCE",
-        help="A built-in model (`neaptide models`), `package.module:factory`, `file.py:factory`, `timm:NAME`, `torchvision:NAME`, "
-        "`model.onnx`, `model.pt2` or a graph `.json`.",
-    ),
-]
-Inputs = Annotated[
-    list[str], typer.Option("--input", "-i", help="Shape of an input: `1x3x224x224`, `1x128:int64`, `mask=1x128:bool`; repeat it.")
-]
-Dtype = Annotated[str, typer.Option("--dtype", help="Floating dtype of weights and inputs, e.g. `bfloat16`.")]
-Mode = Annotated[Literal["inference", "training"], typer.Option("--mode", help="Training is forward, backward and an optimizer step.")]
-Optimizer = Annotated[str, typer.Option("--optimizer", help="For `--mode training`: `sgd`, `adam`, `adamw`.")]
-Threads = Annotated[int, typer.Option("--threads", min=0, help="Intra-op threads the kernels run with (0: torch's own count).")]
-Policy = Annotated[
-    Literal["auto", "caller", "planned"],
-    typer.Option(
-        "--inputs",
-        help="Graph inputs are the `caller`'s (beside the peaks) or `planned` (in them). Auto: planned for graph files without a model.",
-    ),
-]
-Kernels = Annotated[bool, typer.Option("--kernels/--no-kernels", help="Measure the workspace of each distinct kernel once.")]
-TimeLimit = Annotated[float, typer.Option("--time-limit", min=0.0, help="Seconds for the search of an order.")]
-RealRun = Annotated[bool, typer.Option("--allow-real-run", help="Run the model for real when it cannot be traced without.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON, nothing else, on standard output.")]
-
 
 def analyze(
-    source: Source,
-    input: Inputs = [],  # noqa: B006
-    dtype: Dtype = "",
-    mode: Mode = "inference",
-    optimizer: Optimizer = "",
-    order: Annotated[
-        Literal["best", "traced"], typer.Option("--order", help="Search for the best order, or keep the traced one.")
-    ] = "best",
-    budget: Annotated[
-        list[str],
-        typer.Option(
-            "--budget", help="Exit with 3 when over it: `320KB` (KB is 1000 B, KiB 1024 B) for the peak; `arena:320KB`, `total:8GB`."
-        ),
-    ] = [],  # noqa: B006
-    inputs: Policy = "auto",
-    threads: Threads = 0,
-    alignment: Annotated[int, typer.Option("--alignment", min=1, help="Of offsets in the arena, in bytes.")] = 64,
-    kernels: Kernels = True,
-    time_limit: TimeLimit = 10.0,
-    allow_real_run: RealRun = False,
-    depth: Annotated[int, typer.Option("--depth", min=0, help="Levels of the module tree (0: as many as fit a screen).")] = 0,
-    json: Json = False,
-    html: Annotated[str, typer.Option("--html", metavar="FILE", help="Write the interactive report.")] = "",
-    trace: Annotated[str, typer.Option("--trace", metavar="FILE", help="Write a trace for ui.perfetto.dev.")] = "",
-    snapshot: Annotated[str, typer.Option("--snapshot", metavar="FILE", help="Write a snapshot for pytorch.org/memory_viz.")] = "",
-    dot: Annotated[str, typer.Option("--dot", metavar="FILE", help="Write the graph for Graphviz.")] = "",
+    source: opt.Source,
+    input: opt.Inputs = [],  # noqa: B006
+    dtype: opt.Dtype = "",
+    mode: opt.Mode = "inference",
+    optimizer: opt.Optimizer = "",
+    allow_real_run: opt.RealRun = False,
+    order: opt.Order = "best",
+    inputs: opt.Policy = "auto",
+    kernels: opt.Kernels = True,
+    threads: opt.Threads = 0,
+    alignment: opt.Alignment = 64,
+    time_limit: opt.TimeLimit = 10.0,
+    budget: opt.Budget = [],  # noqa: B006
+    depth: opt.Depth = 0,
+    json: opt.Json = False,
+    html: opt.Html = "",
+    trace: opt.Trace = "",
+    snapshot: opt.Snapshot = "",
+    dot: opt.Dot = "",
 ) -> int:
     """Peak memory, where it is, what is alive there, and a better order with its proof."""
     from .report.units import parse_bytes

@@ -4,26 +4,12 @@ from __future__ import annotations
 
 import json as codec
 import sys
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from .cli_analyze import (
-    Dtype,
-    Inputs,
-    Json,
-    Kernels,
-    Mode,
-    Optimizer,
-    Policy,
-    RealRun,
-    Source,
-    Threads,
-    TimeLimit,
-    analyzed,
-    check_writable,
-    on_threads,
-)
+from . import cli_options as opt
+from .cli_analyze import analyzed, check_writable, on_threads
 from .compiler.errors import BudgetError, PlanError
 from .report.console import Stages, output
 from .report.units import parse_bytes
@@ -34,18 +20,18 @@ if TYPE_CHECKING:
 
 
 def schedule(
-    source: Source,
-    input: Inputs = [],  # noqa: B006
-    dtype: Dtype = "",
-    mode: Mode = "inference",
-    optimizer: Optimizer = "",
-    inputs: Policy = "auto",
-    threads: Threads = 0,
-    kernels: Kernels = True,
-    time_limit: TimeLimit = 10.0,
-    allow_real_run: RealRun = False,
-    json: Json = False,
-    graph: Annotated[str, typer.Option("--graph", metavar="FILE", help="Write the graph as JSON; node ids below are its ids.")] = "",
+    source: opt.Source,
+    input: opt.Inputs = [],  # noqa: B006
+    dtype: opt.Dtype = "",
+    mode: opt.Mode = "inference",
+    optimizer: opt.Optimizer = "",
+    allow_real_run: opt.RealRun = False,
+    inputs: opt.Policy = "auto",
+    kernels: opt.Kernels = True,
+    threads: opt.Threads = 0,
+    time_limit: opt.TimeLimit = 10.0,
+    json: opt.Json = False,
+    graph: opt.GraphFile = "",
 ) -> int:
     """The order of operators that needs least memory, with its lower bound."""
     check_writable([graph])
@@ -66,18 +52,12 @@ def schedule(
 
 
 def allocate(
-    lifetimes: Annotated[
-        str, typer.Argument(metavar="LIFETIMES.csv", help="Blocks as `id,lower,upper,size`, half-open times; MiniMalloc's format.")
-    ],
-    capacity: Annotated[
-        str, typer.Option("--capacity", help="Stop at the first layout within it, exit with 3 when there is none: `1MiB`.")
-    ] = "",
-    alignment: Annotated[int, typer.Option("--alignment", min=1, help="Of offsets, in bytes.")] = 1,
-    time_limit: Annotated[float, typer.Option("--time-limit", min=0.0, help="Seconds for the search.")] = 10.0,
-    out: Annotated[
-        str, typer.Option("--output", "-o", metavar="FILE", help="Write the blocks with their offsets as CSV; `-` prints it.")
-    ] = "",
-    json: Json = False,
+    lifetimes: opt.Lifetimes,
+    capacity: opt.Capacity = "",
+    alignment: opt.BlockAlignment = 1,
+    time_limit: opt.TimeLimit = 10.0,
+    json: opt.Json = False,
+    out: opt.PlanFile = "",
 ) -> int:
     """The smallest arena for blocks with given lifetimes, with its lower bound."""
     from .passes.allocate import allocate_lifetimes
