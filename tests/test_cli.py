@@ -198,7 +198,7 @@ def test_allocate(run, tmp_path):
     code, _, err = run("allocate", str(blocks), "--output", str(tmp_path / "plan.csv"), "--capacity", "1KiB")
     assert code == 0 and (tmp_path / "plan.csv").read_text() == out and "wrote" in err
     code, out, err = run("allocate", str(blocks), "--capacity", "8")
-    assert (code, out) == (3, "") and "do not fit 8 B" in err
+    assert (code, out) == (3, "") and "8 B" in err and "b5" in err
 
 
 def test_models(run):
