@@ -64,7 +64,7 @@ def main() -> int:
         for name, count in chunk.kinds.items():
             kinds[name] += count
         if chunk.counterexample:
-            return _report(chunk.counterexample)
+            return report(chunk.counterexample)
     elapsed = time.perf_counter() - started
     rows = [(name.replace("_", " "), f"{done:,}", f"{spent:.0f}") for name, spent in seconds.items()]
     figures = [Figure("random graphs that hold every claim", f"{wanted:,}", f"{done:,} in {elapsed:.0f} s, none wrong", done >= wanted)]
@@ -133,7 +133,8 @@ def kinds_of(graph: Graph | None) -> dict[str, bool]:
     }
 
 
-def _report(wrong: Counterexample) -> int:
+def report(wrong: Counterexample) -> int:
+    """Print the graph, the claim, and how to make both again; returns the exit code."""
     print(wrong.graph)
     print(f"claim {wrong.claim} does not hold for the graph above: {wrong.message}")
     print(f"make it again: python -m benchmarks.fuzz --seed {wrong.seed} --examples 1")

@@ -126,7 +126,7 @@ def allocate(
         maker = f" of {_node_name(graph, graph.birth[storage.id])}" if graph.birth[storage.id] >= 0 else ""
         return f"{storage.name or f'{storage.role} {storage.id}'}{maker}"
 
-    found = _lay_out(lower, upper, size, alignment, capacity, time_limit, describe)
+    found = _lay_out(lower, upper, size, alignment, capacity, time_limit, f"graph {graph.name!r} does", describe)
     offsets = (found.offset * alignment).tolist()
     plan = Plan(
         ranges.order,
@@ -162,7 +162,7 @@ def allocate_lifetimes(
     """
     ids = tuple(ids)
     lower, upper, size = _checked(ids, lower, upper, size)
-    found = _lay_out(lower, upper, size, alignment, capacity, time_limit, lambda row: f"{ids[row]!r}")
+    found = _lay_out(lower, upper, size, alignment, capacity, time_limit, f"{len(ids)} blocks do", lambda row: f"{ids[row]!r}")
     layout = Layout(
         ids,
         lower,
@@ -186,6 +186,7 @@ def _lay_out(
     alignment: int,
     capacity: int | None,
     time_limit: float,
+    subject: str,
     describe: Callable[[int], str],
 ) -> Offsets:
     """Solve in units of `alignment`; empty blocks lie at 0. Raises `PlanError` when `capacity` (bytes) is not reached."""
@@ -206,7 +207,7 @@ def _lay_out(
     offset[solid] = found.offset
     found = Offsets(offset, found.height, found.lower_bound, found.method, found.seconds)
     if room is not None and found.height > room:
-        raise PlanError(_does_not_fit(found, lower, upper, units * alignment, int(alignment), int(capacity or 0), describe))
+        raise PlanError(_does_not_fit(found, lower, upper, units * alignment, int(alignment), int(capacity or 0), subject, describe))
     return found
 
 
@@ -217,6 +218,7 @@ def _does_not_fit(
     size: np.ndarray,
     alignment: int,
     capacity: int,
+    subject: str,
     describe: Callable[[int], str],
 ) -> str:
     """One paragraph: capacity, what is known, and the largest blocks at the time of the largest load."""
@@ -234,7 +236,7 @@ def _does_not_fit(
             f"no layout was found in {found.seconds:.1f} s, though the largest load is {load:,} B, at time {moment}; give it more time"
         )
     known = f"Lower bound {bound:,} B, best found {best:,} B; largest at that time: {offenders}"
-    return f"{len(size)} blocks do not fit {capacity:,} B: {verdict}. {known}"
+    return f"{subject} not fit {capacity:,} B: {verdict}. {known}"
 
 
 def _integers(name: str, ids: tuple[Hashable, ...], values: list[Any]) -> np.ndarray:

@@ -84,7 +84,11 @@ class _Merge:
         same = [graph.tensors[t] for t in node.inputs if self.place[graph.tensors[t].storage] == place]
         if any((t.shape, t.dtype, t.offset, _strides(t)) != (out.shape, out.dtype, 0, _strides(out)) for t in same):
             return False
-        return self.touched_by[place] & ~self.ancestors[node.id] == 0
+        return not self._needed_elsewhere(place, node)
+
+    def _needed_elsewhere(self, place: int, node: Node) -> bool:
+        """Whether a node that may run after `node` touches `place`."""
+        return self.touched_by[place] & ~self.ancestors[node.id] != 0
 
     def _put_on(self, storage: int, place: int) -> None:
         """Let `storage`, which nothing lies on yet, lie on `place`."""

@@ -184,7 +184,10 @@ def test_capacity_below_the_load_names_the_offenders():
     h = b.tensor((500,), "uint8")
     b.node("aten.relu.default", [x], [h], scope="stem.relu", workspace=300)
     graph = b.build()
-    with pytest.raises(PlanError, match=r"1,024 B.*1,856 B are alive at time 0.*image \(1,024 B\).*relu.*stem\.relu.*workspace of node 0"):
+    with pytest.raises(
+        PlanError,
+        match=r"graph 'two' does not fit 1,024 B.*1,856 B are alive at time 0.*image \(1,024 B\).*relu.*stem\.relu.*workspace of node 0",
+    ):
         allocate(graph, capacity=1024)
 
 
