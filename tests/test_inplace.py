@@ -217,6 +217,8 @@ def test_conv_nets_give_eager_results_in_place(pair, inputs):
     for order in (None, schedule(result, time_limit=1.0, inputs=inputs)):
         run = execute_in_arena(result, allocate(result, order, inputs=inputs), args)
         assert run.difference(expected) is None
+    with torch.no_grad():
+        assert run.matches(result.to_fx()(*args))
 
 
 @pytest.mark.parametrize("functional", [True, False])
