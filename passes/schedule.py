@@ -24,12 +24,13 @@ from .liveness import Inputs, check_inputs_mode, liveness
 from .problem import OrderingProblem, ordering_problem
 from .verify import verify_schedule
 
-PYTHON_CUT_WORK = 4_000
-KERNEL_CUT_WORK = 200_000
-BEAM_WORK = 40_000
+# Work is counted, not timed, so that results do not depend on the machine unless time runs out.
+PYTHON_CUT_WORK = 4_000  # blocks that cuts decide about before kernels take over
+KERNEL_CUT_WORK = 200_000  # the same, between two looks at the clock
+BEAM_WORK = 40_000  # moves of the first, narrowest beam
 NARROWEST_BEAM = 4
-CHUNK = 20_000
-FIRST_TRY = 50_000
+SEARCH_CHUNK = 20_000  # down-sets between two looks at the clock
+SEARCH_EFFORT = 50_000  # down-sets, or as much work in cuts, of a search's first turn
 
 
 @dataclass(frozen=True)
@@ -37,8 +38,10 @@ class Schedule:
     """An order of a graph's nodes and what is known about its peak.
 
     `order`: node id per step. `peak`: bytes it needs. `lower_bound`: bytes that every order needs; `optimal` when they are
-    equal. `method`: what gave the order, and `; ` what gave the bound. `seconds`: time taken, without compiling kernels.
-    `inputs`: how graph inputs were counted.
+    equal. `method`: what gave the order (`traced`; `traced, merged`: with blocks of `passes.problem` put together; the name
+    of a heuristic; `beam`; `search`) and after `; ` what gave the bound (`ends`: what is held before the first and after the
+    last node; `cut`; `search`). `seconds`: time taken, the final check included, without compiling kernels. `inputs`: how
+    graph inputs were counted.
     """
 
     order: tuple[int, ...] = field(repr=False)
@@ -53,9 +56,10 @@ class Schedule:
 def schedule(graph: Graph, *, time_limit: float = 10.0, inputs: Inputs = "planned") -> Schedule:
     """An order of `graph` with the least peak found within `time_limit` seconds, and a lower bound on every order's peak.
 
-    The traced order is kept when none is better. Reference cost: milliseconds when bounds meet, else the first call on a
-    machine compiles kernels (cached on disk; not counted in `time_limit`). Equal graphs give equal results unless time runs
-    out. Follows Liu (1987) and SERENITY (MLSys 2020) in searching over down-sets; the bounds are in `passes.bounds`.
+    The traced order is kept when none is better. Takes milliseconds when simple bounds meet; else the first call on a
+    machine compiles kernels, some ten seconds that are cached on disk and not counted in `time_limit`. Equal graphs give
+    equal results unless time runs out. `passes.problem`, `bounds` and `exact` tell why the result is right; `verify_schedule`
+    checks it.
     """
     check_inputs_mode(inputs)
     started = time.perf_counter()
@@ -90,7 +94,7 @@ class _Hunt:
         needs = problem.needs(range(len(problem)))
         self.raise_lower(lower_bound(problem, needs, self.upper, work=PYTHON_CUT_WORK)[0], "cut")
         yield
-        parts = [_Part(p) for p in segments(problem)]
+        parts = [_Part(p, needs) for p in segments(problem)]
         self.compose(problem, parts)
         yield
         for name, heuristic in PORTFOLIO.items():
@@ -111,10 +115,10 @@ class _Hunt:
                 for bound in part.sweep():
                     self.raise_lower(bound, "cut")
                     yield
-        patience, beam_work = FIRST_TRY, BEAM_WORK
+        patience, beam_work = SEARCH_EFFORT, BEAM_WORK
         while open_parts := [part for part in parts if part.upper > self.lower]:
             for part in open_parts:
-                for bound in part.search(self.lower, patience):
+                for bound in part.search(self.lower, self.upper, patience):
                     self.raise_lower(bound, "search")
                     self.compose(problem, parts)
                     yield
@@ -125,7 +129,7 @@ class _Hunt:
         """Look for better orders of the parts that are still open, a beam of about `work` moves for each."""
         for part in parts:
             if part.upper > self.lower:
-                for _ in part.beam(self.lower, work):
+                for _ in part.beam(self.lower, self.upper, work):
                     yield
                 self.compose(problem, parts)
                 yield
@@ -150,13 +154,14 @@ class _Hunt:
 
 
 class _Part:
-    """A segment: its best order so far, and per block the least need over all orders tried."""
+    """A segment: its best order so far, and per block an upper bound on its cut, the least need over all orders tried."""
 
-    def __init__(self, problem: OrderingProblem):
+    def __init__(self, problem: OrderingProblem, least: list[int]):
+        """`least`: what is known by block of the whole problem, whose ids are the `members` of this one."""
         self.problem = problem
         self.order = list(range(len(problem)))
-        self.least = problem.needs(self.order)
-        self.upper = problem.peak(self.least)
+        self.least = [least[v] for (v,) in problem.members]
+        self.upper = problem.peak(problem.needs(self.order))
         self.found_by = "traced"
         self.cuts_done = False
         self.refuted = problem.floor
@@ -170,14 +175,14 @@ class _Part:
         if peak < self.upper:
             self.upper, self.order, self.found_by = peak, order, name
 
-    def beam(self, lower: int, work: int) -> Iterator[None]:
+    def beam(self, lower: int, upper: int, work: int) -> Iterator[None]:
         """Beam search as wide as `work` moves allow, when that is wide enough to be of use."""
         place = {v: i for i, v in enumerate(self.order)}
         preds = self.problem.preds
         moves = sum(i - max((place[u] for u in preds[v]), default=-1) for v, i in place.items())
         width = work // moves
         if width >= NARROWEST_BEAM:
-            order = yield from beam_search(self.problem, width, lower, self.upper)
+            order = yield from beam_search(self.problem, width, lower, min(upper, self.upper))
             if order is not None:
                 self.consider(order, "beam")
 
@@ -191,31 +196,32 @@ class _Part:
             bound, at = sweep_cuts(blocks, candidates, at, least, bound, self.upper, KERNEL_CUT_WORK)
             yield bound
 
-    def search(self, lower: int, patience: int) -> Iterator[int]:
+    def search(self, lower: int, upper: int, patience: int) -> Iterator[int]:
         """Search just below the best peak, at the lowest budget not refuted, and between, `patience` each; yields bounds.
 
         The first settles everything once its budget is refuted; the others raise the bound where it takes too long. Each is
-        taken up again where it was left unless its budget has changed. Budgets below `lower`, a bound on the whole, are of
-        no use to anyone.
+        taken up again where it was left unless its budget has changed. Budgets below `lower`, a bound on the whole, and from
+        `upper` on, a peak of the whole, are of no use.
         """
         blocks = blocks_of(self.problem)
         rivals = np.argsort(-np.array(self.least, np.int64), kind="stable")
         for aim in ("below best", "lowest", "between"):
+            upper = min(upper, self.upper)
             self.refuted = max(self.refuted, lower)
-            if self.refuted >= self.upper:
+            if self.refuted >= upper:
                 return
-            budget = {"below best": self.upper - 1, "lowest": self.refuted, "between": (self.refuted + self.upper) // 2}[aim]
-            if aim != "below best" and budget >= self.upper - 1:
+            budget = {"below best": upper - 1, "lowest": self.refuted, "between": (self.refuted + upper) // 2}[aim]
+            if aim != "below best" and budget >= upper - 1:
                 continue
             search = self.searches.get(aim)
             if search is None or search.budget != budget:
                 search = self.searches[aim] = Search(self.problem, blocks, budget, rivals)
             answer, until = None, search.effort + patience
             while answer is None and search.effort < until:
-                answer = search.advance(CHUNK)
+                answer = search.advance(SEARCH_CHUNK)
                 yield self.refuted
             if answer:
                 self.consider(search.order, "search")
             elif answer is False:
-                self.refuted = min(max(budget + 1, search.next_budget), self.upper)
+                self.refuted = min(max(budget + 1, search.next_budget), upper)
             yield self.refuted
