@@ -18,6 +18,7 @@ from .errors import FormatError
 from .graph import Graph, GraphBuilder
 from .onnx_attrs import encode, op_name, shape_keys
 from .onnx_files import PACKED, OnnxFile, Weights, check_tensor, packed_size, read_model
+from .onnx_sequences import Sequences
 from .onnx_shapes import ShapeInference
 
 if TYPE_CHECKING:
@@ -75,10 +76,11 @@ def _inlined(file: OnnxFile) -> onnx.ModelProto:
 
 @dataclass
 class _Scope:
-    """What a list of nodes can see: tensor id by value name, and the types of those values."""
+    """What a list of nodes can see: tensor id by value name, the types of those values, and the sequences of them."""
 
     tensors: dict[str, int]
     shapes: ShapeInference
+    sequences: Sequences
 
 
 class _Importer:
@@ -99,7 +101,8 @@ class _Importer:
         import onnx
 
         opsets = {o.domain: o.version for o in self.file.model.opset_import}
-        scope = _Scope({}, ShapeInference(self.file, opsets, _declared(graph), self.given))
+        shapes = ShapeInference(self.file, opsets, _declared(graph), self.given)
+        scope = _Scope({}, shapes, Sequences(shapes))
         for name, value in self.given.items():
             if not isinstance(value, int) and not (isinstance(value, Sequence) and all(isinstance(d, int) and d >= 0 for d in value)):
                 raise FormatError(f"shapes[{name!r}] is {value!r}; a shape is a sequence of sizes, a named dimension one size")
@@ -190,7 +193,8 @@ class _Importer:
 
     def resolve(self, name: str, scope: _Scope, user: str) -> int:
         if name not in scope.tensors:
-            raise self.error(f"{user} {name!r} is defined nowhere")
+            fault = "is a sequence; graphs hold tensors only" if name in scope.sequences.members else "is defined nowhere"
+            raise self.error(f"{user} {name!r} {fault}")
         return scope.tensors[name]
 
     # ---- nodes --------------------------------------------------------------------------------------------------------
@@ -199,9 +203,11 @@ class _Importer:
         makers = {name: node for node in graph.node for name in node.output if name}
         for node in graph.node:
             for name in (*node.input, *_captured(node)):
-                if name and name not in scope.tensors:
+                if name and name not in scope.tensors and name not in scope.sequences.members:
                     self.missing(name, node, makers)
-            if node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
+            if node.domain in ("", "ai.onnx") and scope.sequences.concerns(node):
+                self.sequence(node, scope)
+            elif node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
                 if len(node.output) != 1:
                     raise self.error(f"{scope.shapes.called(node)} has {len(node.output)} results")
                 self.constant(node.output[0], self.constant_value(node), scope, "constant")
@@ -210,6 +216,26 @@ class _Importer:
             else:
                 scope.shapes.infer(node)
                 self.node(node, scope)
+
+    def sequence(self, node: onnx.NodeProto, scope: _Scope) -> None:
+        """Add what stands for a node that makes or reads a sequence."""
+        nodes, constants, renamed = scope.sequences.dissolve(node)
+        for name, tensor in constants.items():
+            self.constant(name, tensor, scope, "constant")
+        for made in nodes:
+            made.metadata_props.extend(node.metadata_props)
+            scope.shapes.infer(made)
+            self.node(made, scope)
+        for name, known in renamed.items():
+            self.rename(name, self.resolve(known, scope, "sequence member"), known, scope, scope)
+
+    def rename(self, name: str, tensor: int, known: str, inner: _Scope, scope: _Scope) -> None:
+        """Let value `name` of `scope` be the tensor that `inner` knows as `known`."""
+        if name in scope.tensors:
+            raise self.error(f"value {name!r} is defined twice")
+        scope.tensors[name] = tensor
+        scope.shapes.define(name, *inner.shapes.of(known))
+        scope.shapes.known[name] = inner.shapes.value(known)
 
     def missing(self, name: str, node: onnx.NodeProto, makers: Mapping[str, onnx.NodeProto]) -> None:
         """Say why `node` cannot read `name` where it stands: nobody makes it, a cycle, or nodes out of order."""
@@ -285,7 +311,8 @@ class _Importer:
 
     def inline(self, node: onnx.NodeProto, branch: onnx.GraphProto, scope: _Scope) -> None:
         """Put the nodes of the branch that is always taken in place of the `If`."""
-        inner = _Scope(dict(scope.tensors), scope.shapes.child(_declared(branch)))
+        shapes = scope.shapes.child(_declared(branch))
+        inner = _Scope(dict(scope.tensors), shapes, Sequences(shapes, scope.sequences.members))
         if len(branch.output) != len(node.output):
             raise self.error(f"{ShapeInference.called(node)} has {len(node.output)} results, its branch {len(branch.output)}")
         self.initializers(branch, inner)
@@ -293,18 +320,15 @@ class _Importer:
         for name, value in zip(node.output, branch.output, strict=True):
             tensor = self.resolve(value.name, inner, "branch output")
             if name:
-                if name in scope.tensors:
-                    raise self.error(f"value {name!r} is defined twice")
-                scope.tensors[name] = tensor
-                scope.shapes.define(name, *inner.shapes.of(value.name))
-                scope.shapes.known[name] = inner.shapes.value(value.name)
+                self.rename(name, tensor, value.name, inner, scope)
 
     def body(self, graph: onnx.GraphProto, scope: _Scope, operands: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[Graph, _Scope]:
         """A subgraph as a graph of its own, with what it captures as constants, given the types of its formal inputs."""
         if len(graph.input) != len(operands):
             raise self.error(f"subgraph {graph.name!r} takes {len(graph.input)} operands and is given {len(operands)}")
         sub = _Importer(self.file, GraphBuilder(graph.name or "body"), self.given)
-        inner = _Scope({}, scope.shapes.child(_declared(graph)))
+        shapes = scope.shapes.child(_declared(graph))
+        inner = _Scope({}, shapes, Sequences(shapes))
         for name in _captures(graph):
             if name not in scope.tensors:
                 raise self.error(f"subgraph {graph.name!r} reads {name!r}, which nothing defines before it")

@@ -191,6 +191,35 @@ def test_a_scan_has_the_length_of_the_axis_it_scans():
     assert [from_onnx(net).tensors[t].shape for t in from_onnx(net).outputs] == [(3,), (3, 6)]
 
 
+def test_sequences_dissolve_into_tensors():
+    nodes = [
+        helper.make_node("SplitToSequence", ["x", "two"], ["q"], axis=1),
+        helper.make_node("SequenceAt", ["q", "first"], ["a"]),
+        helper.make_node("SequenceAt", ["q", "last"], ["b"]),
+        helper.make_node("Relu", ["b"], ["c"]),
+        helper.make_node("SequenceInsert", ["q", "c", "first"], ["r"]),
+        helper.make_node("SequenceErase", ["r", "last"], ["s"]),
+        helper.make_node("ConcatFromSequence", ["s"], ["y"], axis=0),
+        helper.make_node("SequenceLength", ["s"], ["n"]),
+        helper.make_node("ConcatFromSequence", ["s"], ["z"], axis=0, new_axis=1),
+    ]
+    weights = [weight(n, np.array(v)) for n, v in (("two", 2), ("first", 0), ("last", -1))]
+    outputs = [value("y", [4, 2]), value("n", [], INT64), value("z", [2, 2, 2]), value("a", [2, 2])]
+    graph = from_onnx(model(nodes, [value("x", [2, 4])], outputs, weights))
+    kinds = [n.op.removeprefix("onnx.") for n in graph.nodes]
+    assert kinds == ["Split", "Relu", "Concat", "Unsqueeze", "Unsqueeze", "Concat"]
+    assert [graph.tensors[t].shape for t in graph.outputs] == [(4, 2), (), (2, 2, 2), (2, 2)]
+    unknown = model(
+        [helper.make_node("SplitToSequence", ["x"], ["q"]), helper.make_node("SequenceAt", ["q", "i"], ["y"])],
+        [value("x", [2, 4]), value("i", [], INT64)], [value("y", [1, 4])],
+    )  # fmt: skip
+    with pytest.raises(FormatError, match="takes a position that is not known"):
+        from_onnx(unknown)
+    listed = model([helper.make_node("SequenceConstruct", ["x", "x"], ["y"])], [value("x", [2])], [value("y", None)])
+    with pytest.raises(FormatError, match="graph output 'y' is a sequence"):
+        from_onnx(listed)
+
+
 def test_an_operator_of_onnxruntime_gets_its_shape_and_an_unknown_one_is_named():
     fused = model(
         [helper.make_node("FusedMatMul", ["a", "b"], ["y"], domain="com.microsoft", transB=1)],

@@ -115,7 +115,9 @@ sizes = st.integers(-2, 6) | st.sampled_from([2**31, 2**62, -(2**63)])
 operators = st.sampled_from(
     ["Add", "Conv", "Reshape", "Concat", "Slice", "Gather", "Gemm", "MatMul", "Transpose", "Split", "Pad", "Resize", "Tile", "Expand",
      "Range", "ConstantOfShape", "Loop", "If", "Scan", "Constant", "Shape", "Squeeze", "Unsqueeze", "Dropout", "Cast", "LSTM", "Einsum",
-     "TopK", "OneHot", "NonZero", "BatchNormalization", "MaxPool", "QLinearConv", "SequenceEmpty", "Nope", "DFT", "Attention", "Clip"]
+     "TopK", "OneHot", "NonZero", "BatchNormalization", "MaxPool", "QLinearConv", "Nope", "DFT", "Attention", "Clip", "SequenceEmpty",
+     "SequenceConstruct", "SequenceAt", "SequenceInsert", "SequenceErase", "SequenceLength", "SplitToSequence", "ConcatFromSequence",
+     "Identity"]
 )  # fmt: skip
 attribute_names = st.sampled_from(
     ["axis", "axes", "perm", "kernel_shape", "strides", "pads", "to", "value", "value_ints", "group", "num_outputs", "equation", "start",
