@@ -15,10 +15,11 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from torch._C import _current_autograd_node
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
@@ -32,6 +33,8 @@ from .recorder import Recorder
 from .structure import tensors_in
 from .trace import declare_inputs, declare_weights, graph_meta, user_errors
 from .weightless import eager_branches
+
+ORIGIN = "neaptide.origin"
 
 Phase = Callable[[str], AbstractContextManager[Any]]
 
@@ -203,7 +206,7 @@ class TrainingRecorder(Recorder):
         self.answers = Answers()
         self.answers.recorder = self
         self.mergeable: list[int] = []
-        self._suspects: list[tuple[weakref.ref[torch.Tensor], str]] = []
+        self._unsettled: list[_Recorded] = []
 
     def _number(self, func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """Answers, and where none is known 1 for a number: an optimizer's step count, a loss to print. Never a branch."""
@@ -228,12 +231,12 @@ class TrainingRecorder(Recorder):
         try:
             yield
         finally:
-            self.notice_hidden()
+            self.settle()
             self.phase = before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        if self._suspects:
-            self.notice_hidden()
+        if self._unsettled:
+            self.settle()
         known = self.node_id
         out = super().__torch_dispatch__(func, types, args, kwargs)
         if self.node_id == known:
@@ -242,29 +245,52 @@ class TrainingRecorder(Recorder):
         if torch.is_grad_enabled():
             assert isinstance(node.attrs, dict)
             node.attrs["grad"] = True
-            if isinstance(out, torch.Tensor):
-                self._suspects.extend((weakref.ref(out), name) for name in _numbers_as_tensors(func, args))
+            for tensor in out if isinstance(out, list | tuple) else (out,):
+                if isinstance(tensor, torch.Tensor):
+                    numbers = tuple(_numbers_as_tensors(func, args))
+                    self._unsettled.append(_Recorded(weakref.ref(tensor), node.scope, node.source, numbers, node.id))
         elif func is torch.ops.aten.add.Tensor and self.phase == "backward" and _may_be_overwritten(args):
             self.mergeable.append(node.id)
+        if self.phase == "backward" and not node.scope:
+            behind: Any = _current_autograd_node()
+            scope, source = behind.metadata.get(ORIGIN, ("", "")) if behind is not None else ("", "")
+            self.builder.nodes[-1] = replace(node, scope=scope, source=source or node.source)
         return out
 
-    def notice_hidden(self) -> None:
-        """Give a node to each number that autograd saved for the last ops: an 8-byte tensor made without dispatch.
+    def settle(self) -> None:
+        """Look at what autograd made of the last ops, which it does after they are dispatched.
 
-        Numbers are saved past any saved-tensor hooks, so looking at one never starts a recomputation.
+        Each of its nodes learns where in the model it comes from, so that the backward pass can be told module by module. Each
+        number it saved, an 8-byte tensor made without dispatch, becomes a node; numbers are saved past any saved-tensor hooks,
+        so looking at one never starts a recomputation.
         """
-        unsettled = []
-        for suspect, name in self._suspects:
-            result = suspect()
-            if result is None:
+        still_unsettled = []
+        for recorded in self._unsettled:
+            tensor = recorded.tensor()
+            if tensor is None:
                 continue
-            if result.grad_fn is None:
-                unsettled.append((suspect, name))
+            behind: Any = tensor.grad_fn
+            if behind is None:
+                if tensor.requires_grad is False and self.node_id - recorded.node < 2:
+                    still_unsettled.append(recorded)
                 continue
-            saved = getattr(result.grad_fn, f"_saved_{name}", None)
-            if isinstance(saved, torch.Tensor) and not isinstance(saved, FakeTensor) and self.storage_id(saved) is None:
-                self.event("neaptide.saved_number", saved)
-        self._suspects = unsettled
+            behind.metadata.setdefault(ORIGIN, (recorded.scope, recorded.source))
+            for name in recorded.numbers:
+                saved = getattr(behind, f"_saved_{name}", None)
+                if isinstance(saved, torch.Tensor) and not isinstance(saved, FakeTensor) and self.storage_id(saved) is None:
+                    self.event("neaptide.saved_number", saved)
+        self._unsettled = still_unsettled
+
+
+@dataclass(frozen=True, slots=True)
+class _Recorded:
+    """A result whose autograd node is not known yet; `numbers`: arguments where a Python number stood for a tensor."""
+
+    tensor: weakref.ref[torch.Tensor]
+    scope: str
+    source: str
+    numbers: tuple[str, ...]
+    node: int
 
 
 def _numbers_as_tensors(func: Any, args: tuple) -> Iterator[str]:

@@ -146,6 +146,13 @@ def test_phases_and_roles(cache: Path) -> None:
     assert all(graph.nodes[first.birth[s.id]].phase == "optimizer" for s in first.storages if s.role == "optimizer_state" and s.nbytes > 4)
 
 
+def test_backward_nodes_carry_the_module_and_line_they_come_from() -> None:
+    graph = trace_training(Convolutional(), (torch.randn(2, 3, 8, 8),))
+    backward = [n for n in graph.nodes if n.op == "aten.convolution_backward.default"]
+    assert [n.scope for n in backward] == ["body", "stem"]
+    assert all(n.source.split(":")[0].endswith("test_training.py") for n in backward)
+
+
 def test_the_model_and_its_optimizer_are_left_as_they_were() -> None:
     model = Convolutional().eval()
     optimizer = torch.optim.AdamW(model.parameters())
