@@ -38,6 +38,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch._C._autograd import _get_sequence_nr
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -122,6 +123,7 @@ class Recorder(TorchDispatchMode):
         self.source = ""
         self._sources = sources
         self._scope: list[str] = [""]
+        self._forward_places: dict[int, tuple[str, str]] = {}
         self._released: list[int | None] = []
         self._watch: dict[int, tuple[weakref.ref, int]] = {}
         self._tensors: dict[int, tuple[weakref.ref, int, int]] = {}
@@ -239,6 +241,19 @@ class Recorder(TorchDispatchMode):
             frame = frame.f_back
         return ""
 
+    def _place(self, source: str) -> tuple[str, str]:
+        """Module path and line of the op that is dispatched now: those running, or for a backward op those of its forward op.
+
+        Autograd numbers its nodes; a forward op comes right after the making of its node, a backward op inside that node's run.
+        """
+        scope = self._scope[-1]
+        if self.phase == "backward" and not scope and not source:
+            node = torch._C._current_autograd_node()
+            return ("", "") if node is None else self._forward_places.get(node._sequence_nr(), ("", ""))
+        if torch.is_grad_enabled():
+            self._forward_places.setdefault(_get_sequence_nr() - 1, (scope, source))
+        return scope, source
+
     # ---- the dispatch -------------------------------------------------------------------------------------------
 
     @classmethod
@@ -274,7 +289,8 @@ class Recorder(TorchDispatchMode):
         if foreign:
             args, kwargs = pytree.tree_map_only(torch.Tensor, lambda t: foreign.get(id(t), t), (args, kwargs))
         node = self.started = len(self.builder.nodes)
-        source = self.source = self._source(sys._getframe(1))
+        scope, source = self._place(self._source(sys._getframe(1)))
+        self.source = source
         out = self.answer(func, args, kwargs) if info.dependent and self.answer is not None else NotImplemented
         if out is NotImplemented:
             run: Any = func if self.fakes is None else FAKE_KERNELS.get(info.name, func)
@@ -287,7 +303,7 @@ class Recorder(TorchDispatchMode):
             outputs,
             writes=writes,
             attrs=attrs,
-            scope=self._scope[-1],
+            scope=scope,
             source=source,
             phase=self.phase,
         )

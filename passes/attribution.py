@@ -45,7 +45,7 @@ class ModuleRow:
     `path`: dotted, `""` for the model. `depth`: 0 for the model. `kind`: its class name, `""` when unknown. `nodes`: operators run.
     `params`: elements of its parameters (a tied one counts where it was registered first). `weights`: bytes of its parameters,
     buffers and constants. `macs`: multiply-adds. `born`: bytes of the storages its nodes gave birth to. `at_peak`: bytes it owns
-    at the peak, workspace included, and `share` of the peak, 0 to 1. `shape`: of the last tensor it made, `()` if none.
+    at the peak, workspace included, and `share` of the peak, 0 to 1. `shape`: of the last tensor its forward pass made, `()` if none.
     """
 
     path: str
@@ -116,7 +116,7 @@ def module_rows(
 
     for node in graph.nodes:
         add(node.scope, nodes=1, macs=macs[node.id] if macs else 0)
-        if node.outputs:
+        if node.outputs and node.phase == "forward":
             for prefix in ("", *_prefixes(node.scope)):
                 shapes[prefix] = graph.tensors[node.outputs[0]].shape
     elements = parameter_elements(graph)
@@ -190,7 +190,7 @@ def profile_by(lifetimes: Lifetimes, keys: Sequence[str], workspace_keys: Sequen
             row = change.setdefault(keys[s], np.zeros(n + 1, np.int64))
             row[lifetimes.birth[s]] += nbytes
             row[lifetimes.death[s]] -= nbytes
-    profile = {key: np.cumsum(row[:n]) for key, row in change.items()}
+    profile: dict[str, np.ndarray] = {key: np.cumsum(row[:n]) for key, row in change.items()}
     for step, v in enumerate(lifetimes.order):
         if graph.nodes[v].workspace:
             profile.setdefault(workspace_keys[v], np.zeros(n, np.int64))[step] += graph.nodes[v].workspace

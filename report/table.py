@@ -197,6 +197,8 @@ def _peak_line(a: Analysis) -> Text:
         text.append(" in ")
         text.append(node.scope, style="bold")
         text.append(f" ({kind})" if kind else "")
+    if node.phase != "forward":
+        text.append(", backward" if node.phase == "backward" else f", {node.phase} step")
     text.append(f", op {a.planned.peak_step + 1:,} of {len(a.graph.nodes):,}")
     if node.source:
         text.append(f"\n{readable_source(node.source)}", style=QUIET)

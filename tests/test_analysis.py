@@ -217,3 +217,12 @@ def test_an_analysis_prints():
     assert "shown" in text and "proven optimal" in text and "branch0" in text
     assert max(map(len, text.splitlines())) <= 90
     assert str(replace(a, optimal=False, lower_bound=1)).count("not proven optimal") == 1
+
+
+def test_backward_ops_belong_to_the_modules_and_lines_of_their_forward_ops():
+    a = neaptide.analyze(Tower(), (torch.randn(4, 8),), mode="training", kernels=False)
+    products = [n for n in a.graph.nodes if n.phase == "backward" and n.op == "aten.mm.default"]
+    assert [n.scope for n in products] == ["wide", "wide", "narrow"]
+    assert len({n.source for n in products}) == 1 and __file__ in products[0].source
+    by_path = {m.path: m for m in a.by_module}
+    assert by_path["wide"].macs == 3 * 4 * 16 * 512 and by_path["wide"].shape == (4, 512)
