@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import re
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -185,7 +186,7 @@ def _record_fake(
 
 def _record_real(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Graph:
     """One real run on copies of the inputs; buffers are put back."""
-    for name, tensor in (*tensors_in(list(args), "args"), *tensors_in(dict(kwargs)), *model.named_parameters()):
+    for name, tensor in (*_named_tensors(model, args, kwargs), *model.named_parameters()):
         if tensor.is_meta:
             raise TraceError(f"a real run needs values, and {name} is on the meta device: give real tensors, or a factory of the model")
     recorder = Recorder(_name(model))
@@ -259,7 +260,6 @@ def declare_inputs(
     Each is named by its parameter in the signature of `model.forward` and its path inside (`"batch.mask"`, `"xs[1]"`).
     """
     fakes = recorder.fakes
-    names = _parameter_names(model, len(args))
     copies: dict[int, torch.Tensor] = {}
 
     def stand_in(tensor: torch.Tensor) -> torch.Tensor:
@@ -269,17 +269,23 @@ def declare_inputs(
             copies[id(tensor)] = tensor.detach().clone()
         return copies[id(tensor)]
 
-    for name, value in (*zip(names, args, strict=True), *kwargs.items()):
-        for path, tensor in tensors_in(value, name):
-            recorder.input(stand_in(tensor), path, value=None if tensor.is_meta or isinstance(tensor, FakeTensor) else tensor)
+    for name, tensor in _named_tensors(model, args, kwargs):
+        recorder.input(stand_in(tensor), name, value=None if tensor.is_meta or isinstance(tensor, FakeTensor) else tensor)
     return map_tensors(stand_in, list(args)), map_tensors(stand_in, dict(kwargs))
+
+
+def _named_tensors(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every tensor in the arguments with its name."""
+    for name, value in (*zip(_parameter_names(model, len(args)), args, strict=True), *kwargs.items()):
+        yield from tensors_in(value, name)
 
 
 def _parameter_names(model: Any, count: int) -> list[str]:
     """Names of the first `count` positional arguments of `model.forward`."""
     names: list[str] = []
     try:
-        parameters = list(inspect.signature(model.forward).parameters.values())
+        called = model.function if isinstance(model, Function) else model.forward
+        parameters = list(inspect.signature(called).parameters.values())
     except (AttributeError, TypeError, ValueError):
         parameters = []
     for p in parameters:
@@ -319,7 +325,8 @@ def explain(error: Exception, model: Any) -> TraceError:
         )
     if isinstance(error, UnsupportedOperatorException) or "register_fake" in str(error):
         func = getattr(error, "func", None)
-        op = str(func).rsplit(".", 1)[0].replace(".", "::", 1) if func is not None else "a custom operator"
+        named = re.search(r"\w+::\w+", str(error))
+        op = str(func).rsplit(".", 1)[0].replace(".", "::", 1) if func is not None else named.group() if named else "an operator"
         return TraceError(
             f"{_name(model)}: {op}{where} has no fake kernel, so its output shapes are not known: register one with "
             f"torch.library.register_fake({op!r}), or pass allow_real_run=True to record one real run"

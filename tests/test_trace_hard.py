@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from neaptide.compiler.errors import TraceError
-from neaptide.compiler.graph import Atom
+from neaptide.compiler.graph import Atom, Graph
 from neaptide.compiler.trace import trace
 from neaptide.passes.liveness import liveness
 
@@ -219,6 +219,12 @@ def test_a_recorded_real_run_gives_the_same_nodes(name):
     assert [n.op for n in fake.nodes] == [n.op for n in real.nodes]
     assert liveness(fake, inputs="caller").peak == liveness(real, inputs="caller").peak
     assert [fake.tensors[t].shape for t in fake.outputs] == [real.tensors[t].shape for t in real.outputs]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_graphs_survive_json(name):
+    graph = traced(CASES[name][0])
+    assert Graph.from_json(graph.to_json()) == graph
 
 
 def test_writes_go_to_the_storage_behind_the_view():
