@@ -184,13 +184,13 @@ def profile_by(lifetimes: Lifetimes, keys: Sequence[str], workspace_keys: Sequen
     """
     graph, n = lifetimes.graph, len(lifetimes.order)
     change: dict[str, np.ndarray] = {}
-    for s in np.flatnonzero(lifetimes.birth >= 0).tolist():
+    for s in map(int, np.flatnonzero(lifetimes.birth >= 0)):
         nbytes = graph.storages[s].nbytes
         if nbytes:
             row = change.setdefault(keys[s], np.zeros(n + 1, np.int64))
             row[lifetimes.birth[s]] += nbytes
             row[lifetimes.death[s]] -= nbytes
-    profile: dict[str, np.ndarray] = {key: np.cumsum(row[:n]) for key, row in change.items()}
+    profile = {key: np.cumsum(row[:n]) for key, row in change.items()}
     for step, v in enumerate(lifetimes.order):
         if graph.nodes[v].workspace:
             profile.setdefault(workspace_keys[v], np.zeros(n, np.int64))[step] += graph.nodes[v].workspace
