@@ -2,9 +2,10 @@
 
 The most bytes alive at once, the load, bounds every layout from below. Cheap things first: first fit and best fit over
 several sort keys, in plain Python on small problems. What does not meet the load is cut where nothing is alive and each
-part goes to the numba kernels: all sort keys, hill climbing over placement orders, and a complete search under a capacity,
-raised from below to what the search says is the next one worth trying, and lowered from above. NP-hard (Garey and Johnson,
-SR2): a time limit stops it with the best layout and bound so far; without that it is deterministic.
+part goes to the numba kernels: all sort keys, hill climbing over placement orders, sweeps through time, and a complete
+search under a capacity, raised from below to what the search says is the next one worth trying, and lowered from above.
+NP-hard (Garey and Johnson, SR2): a time limit stops it with the best layout and bound so far; without that it is
+deterministic.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from .offset_search import part_searches
 PYTHON_BLOCKS = 1_500
 FIRST_NODES = 2_000
 MOST_NODES = 1 << 20
+CLIMB_WORK = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +60,8 @@ def solve(lower: np.ndarray, upper: np.ndarray, size: np.ndarray, *, enough: int
     kernels = compile_kernels()
     started = time.perf_counter()
     deadline = started + time_limit
-    layout.try_orders(kernels.fit, orders, goal, deadline=deadline)
+    if n > PYTHON_BLOCKS // 3:
+        layout.try_orders(kernels.fit, orders, goal, deadline=deadline)
     parts = [_Part(lower[rows], upper[rows], size[rows], rows, layout.offset[rows]) for rows in _apart(lower, upper)]
     parts.sort(key=lambda part: -part.height)
     for i, part in enumerate(parts):
@@ -68,7 +71,7 @@ def solve(lower: np.ndarray, upper: np.ndarray, size: np.ndarray, *, enough: int
             layout.take(part)
             bound = max(bound, part.proved)
             goal = max(goal, part.height)
-    return Offsets(layout.offset, layout.height, min(bound, layout.height), layout.method, time.perf_counter() - started)
+    return Offsets(layout.offset, layout.height, bound, layout.method, time.perf_counter() - started)
 
 
 class _Layout:
@@ -173,7 +176,7 @@ def _minimize(part: _Part, kernels, goal: int, deadline: float) -> None:
     where `goal` leaves room, others below the floor: a tighter capacity is at times the easier one.
     """
     searches = part_searches(part.lower, part.upper, part.size)
-    climbs = _climbs(part)
+    climber = _Climber(part)
     node_limit = FIRST_NODES
     floor = max(goal, part.proved)
 
@@ -194,7 +197,7 @@ def _minimize(part: _Part, kernels, goal: int, deadline: float) -> None:
         return False
 
     while part.height > floor and time.perf_counter() < deadline:
-        next(climbs)(kernels, floor, deadline)
+        climber.turn(kernels, floor, deadline)
         while part.height > floor and settle(floor, node_limit):
             pass
         if part.height > floor > part.proved:
@@ -204,23 +207,24 @@ def _minimize(part: _Part, kernels, goal: int, deadline: float) -> None:
         node_limit = min(2 * node_limit, MOST_NODES)
 
 
-def _climbs(part: _Part) -> Iterator:
-    """Endless turns of hill climbing, first fit and best fit by turns, each going on from its last turn."""
-    orders = [np.argsort(part.offset, kind="stable"), np.lexsort((-part.size, part.lower))]
-    n = len(part.size)
-    seed = 0
-    while True:
-        for best in (0, 1):
-            seed += 1
+class _Climber:
+    """Hill climbing on a part, first fit and best fit by turns, each going on from the order where its last turn ended."""
 
-            def turn(kernels, goal: int, deadline: float, order=orders[best], best=best, seed=seed) -> None:
-                left = max(0.0, deadline - time.perf_counter())
-                tries = int(min(4_000_000, left * 1e8) // (n * n // 4 + 1000)) + 1
-                offset = np.empty(n, np.int64)
-                kernels.climb(order, part.lower, part.upper, part.size, best, goal, tries, seed, offset)
-                part.improve(offset, f"hill climbing, {'best' if best else 'first'} fit")
+    def __init__(self, part: _Part):
+        self.part = part
+        self.orders = (np.argsort(part.offset, kind="stable"), np.lexsort((-part.size, part.lower)))
+        self.turns = 0
 
-            yield turn
+    def turn(self, kernels, goal: int, deadline: float) -> None:
+        """Some ten milliseconds of climbing towards `goal`, less where time is short."""
+        part, best = self.part, self.turns % 2
+        self.turns += 1
+        n = len(part.size)
+        left = max(0.0, deadline - time.perf_counter())
+        tries = int(min(CLIMB_WORK, left * 1e8) // (n * n // 4 + 1000)) + 1
+        offset = np.empty(n, np.int64)
+        kernels.climb(self.orders[best], part.lower, part.upper, part.size, best, goal, tries, self.turns, offset)
+        part.improve(offset, f"hill climbing, {'best' if best else 'first'} fit")
 
 
 def compile_kernels():

@@ -1,7 +1,7 @@
 """Random graphs, orders and lifetimes, built from a source of choices.
 
 `choose(n)` returns an integer in [0, n); smaller always means simpler here, so that Hypothesis shrinks well. Pass
-`random.Random(seed).randrange` for bulk runs: the same code then makes some ten thousand graphs a second.
+`random.Random(seed).randrange` for bulk runs: the same code then makes thousands of graphs a second.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ..compiler.graph import Graph, GraphBuilder, Ref
 Choose = Callable[[int], int]
 
 SIZES = (1, 2, 3, 5, 8, 0, 13, 64, 100, 256)
-WEIGHTS = ("parameter", "buffer", "constant")
+FROM_OUTSIDE = ("parameter", "buffer", "constant", "gradient", "optimizer_state")
 
 
 def random_graph(
@@ -33,14 +33,15 @@ def random_graph(
     It always may hold graph inputs (unused ones, and ones that are outputs too), dead results, empty storages, elementwise
     aten ops with attributes, and pinned outputs on any kind of storage. The flags add views (also of views, and several at
     once when `multi_output`), in-place ops (also on inputs, weights and views) and ops that only write a zero-byte random
-    state, nodes with several new outputs or none, workspaces, and weights.
+    state, nodes with several new outputs or none, or with a view and a new output, workspaces, and weights, among them gradients
+    and optimizer states carried over from an earlier step.
     """
     b = GraphBuilder(name)
     for _ in range(choose(4)):
         b.inputs.append(b.tensor((SIZES[choose(len(SIZES))],), "uint8", role="input"))
     if weights:
         for _ in range(choose(3)):
-            b.tensor((SIZES[choose(len(SIZES))],), "uint8", role=WEIGHTS[choose(3)])
+            b.tensor((SIZES[choose(len(SIZES))],), "uint8", role=FROM_OUTSIDE[choose(5)])
     makers = [_fresh, _fresh, _elementwise]
     if views:
         makers.append(_view)
@@ -48,6 +49,8 @@ def random_graph(
         makers += [_inplace, _random]
     if multi_output:
         makers.append(_several)
+    if multi_output and views:
+        makers.append(_view_and_new)
     while len(b.nodes) < max_nodes and (len(b.nodes) < min_nodes or choose(2 * max_nodes + 2)):
         extra = {"workspace": SIZES[choose(len(SIZES))]} if workspace and choose(4) == 3 else {}
         makers[choose(len(makers))](choose, b, multi_output, extra)
@@ -156,6 +159,16 @@ def _view(choose: Choose, b: GraphBuilder, several: bool, extra: dict) -> None:
         start = choose(n + 1) if choose(2) else 0
         windows.append(b.tensor((n - start,), "uint8", x.storage, offset=x.offset + start))
     b.node("view", [x.id], windows, **extra)
+    return None
+
+
+def _view_and_new(choose: Choose, b: GraphBuilder, several: bool, extra: dict) -> None:
+    """An op that reads a tensor and returns it again beside a new one."""
+    if not b.tensors:
+        return _fresh(choose, b, several, extra)
+    x = b.tensors[_pick(choose, b)]
+    again = b.tensor(x.shape, "uint8", x.storage, offset=x.offset)
+    b.node("peek", [x.id], [again, _new(choose, b)], **extra)
     return None
 
 

@@ -52,6 +52,8 @@ def test_flags_switch_kinds_off(graph):
         lambda g: any(g.storages[s].role == "parameter" for s in g.pinned),
         lambda g: any(all(t not in node.inputs for node in g.nodes) for t in g.inputs),
         lambda g: any(g.storages[s].name == "rng state" for node in g.nodes for s in node.writes),
+        lambda g: any(g.storages[s].role == "optimizer_state" for node in g.nodes for s in node.writes),
+        lambda g: any(node.op == "peek" for node in g.nodes),
     ],
 )
 def test_kinds_of_graphs_occur(kind):
