@@ -115,6 +115,15 @@ def test_empty_and_zero_byte_blocks_need_no_arena():
     assert (layout.arena, layout.optimal, layout.waste) == (0, True, 0.0)
 
 
+@settings(max_examples=60, deadline=None)
+@given(lifetimes(full=True, max_blocks=8), st.sampled_from((-100, -8, 1 << 40)), st.sampled_from((1, 3, 1 << 50)))
+@example([(0, 2, 3), (0, 1, 3), (1, 4, 2), (1, 3, 1), (2, 3, 2), (2, 4, 1), (3, 6, 3), (4, 6, 3)], -6, 1 << 55)
+def test_only_differences_of_times_and_ratios_of_sizes_matter(blocks, shift, factor):
+    moved = lay_out([(lower + shift, upper + shift, size * factor) for lower, upper, size in blocks])
+    assert moved.arena == factor * lay_out(blocks).arena
+    assert moved.optimal
+
+
 def test_results_repeat():
     rng = np.random.default_rng(5)
     lower = rng.integers(0, 60, 150)

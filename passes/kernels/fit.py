@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+MOST = 1 << 61
+
 
 def fit(order, lower, upper, size, best, goal, limit, stack, offset):
     """Place blocks in `order`, each in the lowest (`best` false) or tightest (`best` true) gap; returns the excess.
@@ -29,7 +31,7 @@ def fit(order, lower, upper, size, best, goal, limit, stack, offset):
             spot = top
         offset[block] = spot
         if spot + nbytes > goal:
-            excess += spot + nbytes - goal
+            excess = min(excess + spot + nbytes - goal, MOST)
             if excess > limit:
                 return excess
         i = k

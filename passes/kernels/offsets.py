@@ -228,6 +228,7 @@ def sweep(lower, upper, size, capacity, node_limit, mode, seed, width, failed, o
     """
     n = len(size)
     horizon = np.float64(upper.max())
+    span = horizon - np.float64(lower[0])
     alive = np.empty((n + 1, width + 1), np.int64)
     alive_count = np.zeros(n + 1, np.int64)
     spots = np.empty((n, 2 * width + 4), np.int64)
@@ -266,8 +267,8 @@ def sweep(lower, upper, size, capacity, node_limit, mode, seed, width, failed, o
                         state = state * np.uint64(6364136223846793005) + np.uint64(1442695040888963407)
                         chance = np.float64(state >> np.uint64(40)) / 16777216.0
                         slack = np.float64(gap - size[k]) / capacity
-                        apart_below = abs((horizon if below < 0 else np.float64(upper[below])) - upper[k]) / horizon
-                        apart_above = abs((horizon if above < 0 else np.float64(upper[above])) - upper[k]) / horizon
+                        apart_below = abs((horizon if below < 0 else np.float64(upper[below])) - upper[k]) / span
+                        apart_above = abs((horizon if above < 0 else np.float64(upper[above])) - upper[k]) / span
                         if mode == 0:
                             low_cost = (slack + 0.05 * apart_below) * (0.7 + 0.6 * chance)
                             high_cost = (slack + 0.05 * apart_above) * (1.3 - 0.6 * chance)
