@@ -6,6 +6,7 @@ output, everything else to standard error. A failure is one paragraph; `--debug`
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -71,6 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.NOTSET if debug else logging.CRITICAL)  # it logs what we report
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a bar still shows the numbers
     if not debug:
         warnings.simplefilter("ignore", FutureWarning)
     try:
@@ -93,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:  # the last resort of a command line: whatever it is, one paragraph and a non-zero code
         usage = getattr(error, "format_message", None)  # Typer's own complaints about words it was given
         if usage is not None:
-            return _fail(usage(), 2, debug)
+            return _fail(usage(), 2, debug) if usage() else 2
         what = " ".join(str(error).split())
         return _fail(f"this is a bug in Neaptide, please report it: {type(error).__name__}: {what} (--debug shows where)", 1, debug)
 

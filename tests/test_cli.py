@@ -13,9 +13,13 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from neaptide.cli import main
+from neaptide.compiler.errors import SourceError
 from neaptide.compiler.graph import Graph
+from neaptide.sources import InputSpec
 
 MODELS = """
 import torch
@@ -210,7 +214,8 @@ def test_models(run):
 
 
 def test_help_and_version(run):
-    assert run()[0] in (0, 2)
+    code, out, err = run()
+    assert (code, err) == (2, "") and "analyze" in out
     code, out, _ = run("--version")
     assert code == 0 and out.startswith("neaptide ")
     code, out, _ = run("analyze", "--help")
@@ -358,6 +363,24 @@ def test_a_bug_of_ours_is_one_paragraph_too(run, models, monkeypatch):
     assert (code, out) == (1, "") and "bug in Neaptide" in err and "ZeroDivisionError: oh no" in err and err.count("\n") == 1
     code, _, err = run("analyze", "resnet50", "--debug")
     assert code == 1 and "Traceback" in err and "broken" in err
+
+
+def test_a_terminal_without_unicode_still_shows_the_numbers(models):
+    program = "import sys; from neaptide.cli import main; sys.exit(main(sys.argv[1:]))"
+    words = [sys.executable, "-c", program, "analyze", "nets.py:with_args", "--no-kernels"]
+    done = subprocess.run(words, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True)
+    assert done.returncode == 0 and b"Peak 120 B" in done.stdout
+
+
+@given(st.text(max_size=30) | st.from_regex(r"[a-z]{0,3}=?\d{1,4}(x\d{1,3})*(:[a-z0-9]+)?", fullmatch=True))
+def test_input_shapes_are_read_or_refused(text):
+    try:
+        spec = InputSpec.parse(text)
+    except SourceError as error:
+        assert "1x3x224x224" in str(error)
+    else:
+        written = f"{spec.name}=" * bool(spec.name) + ("x".join(map(str, spec.shape)) or "scalar") + f":{spec.dtype}" * bool(spec.dtype)
+        assert InputSpec.parse(written) == spec
 
 
 def test_interrupts_are_code_130(run, models, monkeypatch):

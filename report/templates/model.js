@@ -47,13 +47,20 @@ const GROUPS = (() => {
   const pathOf = (node) => scopeOf(node) || (node >= 0 && TEXT[NODES.phase[node]] !== "forward" ? TEXT[NODES.phase[node]] : "model");
   const bytes = new Map();
   STORAGES.node.forEach((node, i) => bytes.set(pathOf(node), (bytes.get(pathOf(node)) || 0) + STORAGES.nbytes[i]));
-  const below = (prefix) => [...bytes.keys()].filter((path) => within(path, prefix));
-  const sizeOf = (prefix) => below(prefix).reduce((sum, path) => sum + bytes.get(path), 0);
+  const sizes = new Map();
+  for (const [path, size] of bytes) {
+    const parts = path.split(".");
+    parts.forEach((_, i) => {
+      const prefix = parts.slice(0, i + 1).join(".");
+      sizes.set(prefix, (sizes.get(prefix) || 0) + size);
+    });
+  }
   const childrenOf = (prefix) => {
     const depth = prefix === "" ? 1 : prefix.split(".").length + 1;
-    return [...new Set(below(prefix).map((path) => path.split(".").slice(0, depth).join(".")))];
+    const below = [...bytes.keys()].filter((path) => within(path, prefix));
+    return [...new Set(below.map((path) => path.split(".").slice(0, depth).join(".")))];
   };
-  const sized = (prefixes) => prefixes.map((prefix) => ({ prefix, size: sizeOf(prefix) }));
+  const sized = (prefixes) => prefixes.map((prefix) => ({ prefix, size: sizes.get(prefix) }));
   const total = [...bytes.values()].reduce((a, b) => a + b, 0);
   let groups = sized(childrenOf(""));
   for (let left = 8; left > 0; left--) {
