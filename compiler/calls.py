@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .args import call_args, operator
 from .errors import TraceError
@@ -71,11 +72,11 @@ def tensor_at(result: Any, index: int) -> torch.Tensor:
 def require_value(graph: Graph, tensor: int, purpose: str) -> torch.Tensor:
     """The runtime value of an external tensor. Raises `TraceError` naming it when the graph has none."""
     value = graph.values.get(tensor)
-    if isinstance(value, torch.Tensor):
+    if isinstance(value, torch.Tensor) and not value.is_meta and not isinstance(value, FakeTensor):
         return value
     storage = graph.storages[graph.tensors[tensor].storage]
     name = graph.tensors[tensor].name or storage.name or f"tensor {tensor}"
     raise TraceError(
         f"{purpose} needs the values of {storage.role} {name!r}, and graph {graph.name!r} has none: "
-        "trace a model with real weights (not one built on the meta device), or a graph that was not read from JSON"
+        "trace, in inference mode, a model with real weights (not one built on the meta device); JSON and training graphs hold none"
     )
