@@ -94,7 +94,7 @@ class Call:
         self.graph, self.node, self.attrs, self.causal_half = graph, node, node.attrs, causal_half
 
     def value(self, position: int, name: str, default: Any = None) -> Any:
-        """The aten argument at `position`, or given by keyword `name`, else `default`; tensors as `Ref`s."""
+        """The aten argument at `position` (-1: keyword only), or given by keyword `name`, else `default`; tensors as `Ref`s."""
         if "args" not in self.attrs:
             raise MissingFact(f"{self.node.op} without recorded arguments")
         args = self.attrs["args"]

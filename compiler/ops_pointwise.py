@@ -14,16 +14,16 @@ ADDITIVE = frozenset(("add", "sub", "rsub", "neg", "conj_physical"))
 
 # One elementary function, comparison or arithmetic operation an element.
 _ONE = """
-abs acos acosh add angle asin asinh atan atan2 atanh bitwise_and bitwise_left_shift bitwise_not bitwise_or
-bitwise_right_shift bitwise_xor ceil conj_physical copysign cos cosh digamma div divide eq erf erfc erfinv exp exp2
-expm1 floor fmax fmin fmod frexp ge greater greater_equal gt heaviside hypot i0 igamma igammac isfinite isinf isnan
-isneginf isposinf ldexp le less less_equal lgamma log log10 log1p log2 logaddexp logaddexp2 logical_and logical_not
-logical_or logical_xor lt masked_fill maximum minimum mul multiply mvlgamma ne neg negative nextafter not_equal polygamma
-pow reciprocal relu remainder round rsqrt rsub sgn sigmoid sign signbit sin sinh special_bessel_j0 special_bessel_j1
-special_bessel_y0 special_bessel_y1 special_entr special_erfcx special_erfinv special_i0e special_i1 special_i1e
-special_log_ndtr special_ndtri special_xlog1py special_zeta sqrt square sub subtract tan tanh threshold true_divide trunc
-where xlogy absolute arccos arccosh arcsin arcsinh arctan arctan2 arctanh fix float_power gcd lcm  _conj_physical
-__and__ __or__ __xor__ __lshift__ __rshift__ __iand__ __ior__ __ixor__ __ilshift__ __irshift__
+__and__ __iand__ __ilshift__ __ior__ __irshift__ __ixor__ __lshift__ __or__ __rshift__ __xor__ _conj_physical abs
+absolute acos acosh add angle arccos arccosh arcsin arcsinh arctan arctan2 arctanh asin asinh atan atan2 atanh
+bitwise_and bitwise_left_shift bitwise_not bitwise_or bitwise_right_shift bitwise_xor ceil conj_physical copysign cos
+cosh digamma div divide eq erf erfc erfinv exp exp2 expm1 fix float_power floor fmax fmin fmod frexp gcd ge greater
+greater_equal gt heaviside hypot i0 igamma igammac isfinite isinf isnan isneginf isposinf lcm ldexp le less less_equal
+lgamma log log10 log1p log2 logaddexp logaddexp2 logical_and logical_not logical_or logical_xor lt masked_fill maximum
+minimum mul multiply mvlgamma ne neg negative nextafter not_equal polygamma pow reciprocal relu remainder round rsqrt
+rsub sgn sigmoid sign signbit sin sinh special_bessel_j0 special_bessel_j1 special_bessel_y0 special_bessel_y1
+special_entr special_erfcx special_erfinv special_i0e special_i1 special_i1e special_log_ndtr special_ndtri
+special_xlog1py special_zeta sqrt square sub subtract tan tanh threshold true_divide trunc where xlogy
 """
 
 # More than one, with the formula that is counted.
@@ -107,6 +107,12 @@ FORMULAS = {
     "_masked_scale": 2,
 }
 
+# Counted per element, but their results depend on more than the element in the same place, or there are several results.
+_READ_ELSEWHERE = """
+_fused_moving_avg_obs_fq_helper _prelu_kernel_backward batch_norm_elemt complex cross frexp glu glu_backward linalg_cross prelu rrelu
+rrelu_with_noise
+"""
+
 GELU = {"none": 5, "tanh": 9}  # 0.5 x (1 + erf(x / sqrt 2)); 0.5 x (1 + tanh(a (x + b x x x)))
 GELU_BACKWARD = {"none": 11, "tanh": 20}
 
@@ -182,13 +188,14 @@ _LISTS_OF_ONE = """
 abs acos add asin atan ceil clamp_max clamp_min cos cosh div erf erfc exp expm1 floor lgamma log log10 log1p log2 max
 maximum minimum mul neg pow reciprocal round rsqrt sigmoid sign sin sinh sqrt sub tan tanh trunc
 """
-LIST_FLOPS = {**dict.fromkeys(_LISTS_OF_ONE.split(), 1), "frac": 2, "addcmul": 3, "addcdiv": 3, "lerp": 3, "copy": 0, "zero": 0, "clone": 0}
+LIST_FLOPS = {**dict.fromkeys(_LISTS_OF_ONE.split(), 1), "frac": 2, "addcmul": 2, "addcdiv": 2, "lerp": 3, "copy": 0, "zero": 0, "clone": 0}
+SCALE_AT = {"add": (2, "alpha"), "sub": (2, "alpha"), "addcmul": (3, "value"), "addcdiv": (3, "value")}
 
 
 def _over_list(name: str, flops: int) -> Callable[[Call], Work]:
     def work(call: Call) -> Work:
+        scaled = name in SCALE_AT and call.value(*SCALE_AT[name], 1) != 1
         tensors = call.tensors(0, "self")
-        scaled = name in ("add", "sub") and call.value(2, "alpha", 1) != 1
         return Work(0, sum(element_flops(t, name, flops) + (element_flops(t, "mul", 1) if scaled else 0) for t in tensors))
 
     return work
@@ -230,20 +237,7 @@ def _build() -> dict[str, OpFacts]:
     losses["binary_cross_entropy_with_logits"] = 4
     for name, reduction_at in losses.items():
         facts[f"aten.{name}"] = OpFacts("reduction", _observed_loss(FORMULAS[name], reduction_at))
-    for name in (
-        "prelu",
-        "cross",
-        "linalg_cross",
-        "batch_norm_elemt",
-        "rrelu",
-        "rrelu_with_noise",
-        "glu",
-        "glu_backward",
-        "complex",
-        "frexp",
-        "_prelu_kernel_backward",
-        "_fused_moving_avg_obs_fq_helper",
-    ):
+    for name in _READ_ELSEWHERE.split():
         facts[f"aten.{name}"] = OpFacts("elementwise", facts[f"aten.{name}"].work)
     for name, n in LIST_FLOPS.items():
         facts[f"aten._foreach_{name}"] = OpFacts("elementwise" if n else "data movement", _over_list(name, n))
