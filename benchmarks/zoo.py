@@ -221,7 +221,7 @@ def _torchvision_inputs(name: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if "optical_flow" in package:
         return (_floats(1, 3, 128, 128), _floats(1, 3, 128, 128)), {}
     if "video" in package:
-        side = 224 if name.startswith(("mvit", "swin")) else 112
+        side = 224 if name.startswith(("mvit", "swin", "s3d")) else 112
         return (_floats(1, 3, 16, side, side),), {}
     side = 299 if name.startswith("inception") else 224
     return (_floats(1, 3, side, side),), {}

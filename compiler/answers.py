@@ -30,8 +30,9 @@ SELECTIONS = frozenset(
     f"aten.{name}"
     for name in (
         "index.Tensor", "select.int", "slice.Tensor", "view.default", "_unsafe_view.default", "expand.default", "clone.default",
-        "gather.default", "index_select.default", "masked_select.default", "unsqueeze.default", "squeeze.dim", "permute.default",
-        "t.default", "transpose.int", "detach.default", "alias.default", "cat.default",
+        "gather.default", "masked_select.default", "unsqueeze.default", "squeeze.dim", "permute.default",
+        "t.default", "transpose.int", "detach.default", "alias.default", "cat.default", "unbind.int",
+        "split.Tensor", "split_with_sizes.default", "index_select.default", "flip.default", "repeat.default",
     )
 )  # fmt: skip
 
@@ -146,6 +147,8 @@ class Answers:
         if node.op == "aten.remainder.Scalar" and isinstance(node.attrs["args"][1], int):
             n = abs(node.attrs["args"][1])
             return set(range(n)) if n <= SLICE_NODES else None
+        if node.op == "aten.full_like.default":
+            return {node.attrs["args"][1]}
         if node.op not in SELECTIONS:
             return None
         found: set[Any] = set()
