@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +16,7 @@ from neaptide.passes.execute import execute_in_arena
 from neaptide.passes.inplace import inplace
 from neaptide.passes.liveness import liveness
 from neaptide.passes.schedule import schedule
-from neaptide.testing import brute_force_optimum, brute_force_peak, conv_nets, graphs, topological_orders
+from neaptide.testing import brute_force_optimum, brute_force_peak, conv_nets, generate, graphs, topological_orders
 
 UNARY = {"args": [Ref(0)], "kwargs": {}}
 BINARY = {"args": [Ref(0), Ref(1)], "kwargs": {}}
@@ -219,6 +221,25 @@ def test_conv_nets_give_eager_results_in_place(pair, inputs):
         assert run.difference(expected) is None
     with torch.no_grad():
         assert run.matches(result.to_fx()(*args))
+
+
+def test_a_training_step_means_the_same_in_place():
+    net = torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.BatchNorm2d(8), torch.nn.SiLU(), torch.nn.Flatten(), torch.nn.Linear(8 * 64, 5)
+    )
+    step = trace(
+        net,
+        (torch.randn(2, 3, 8, 8),),
+        mode="training",
+        loss=lambda y: y.square().sum(),
+        optimizer=torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9),
+    )
+    result = inplace(step)
+    assert len(result.storages) < len(step.storages)
+    assert liveness(result, inputs="caller").peak <= liveness(step, inputs="caller").peak
+    expected = meaning(step, range(len(step.nodes)))
+    for seed in range(5):
+        assert meaning(result, generate.random_order(random.Random(seed).randrange, result)) == expected
 
 
 @pytest.mark.parametrize("functional", [True, False])
