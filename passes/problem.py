@@ -97,8 +97,9 @@ class OrderingProblem:
 def ordering_problem(graph: Graph, inputs: Inputs = "planned") -> OrderingProblem:
     """The ordering problem of `graph`, with every merge that the module docstring allows. O(nodes^2 / 64 + uses) a round."""
     draft = _Draft(graph, inputs)
-    while draft.reduce() and draft.merge():
-        pass
+    draft.reduce()
+    while draft.merge():
+        draft.reduce()
     return draft.finish()
 
 
@@ -162,8 +163,8 @@ class _Draft:
             self.born[v] = {s for s in self.born[v] if self.pinned[s] or self.users[s]}
             self.alloc[v] = sum(self.size[s] for s in self.born[v])
 
-    def reduce(self) -> bool:
-        """Keep immediate predecessors and possible last users only. Returns True (so that rounds chain)."""
+    def reduce(self) -> None:
+        """Keep immediate predecessors and possible last users only."""
         ancestors = [0] * len(self.rank)
         for v in self.order:
             direct = self.preds[v]
@@ -190,7 +191,6 @@ class _Draft:
                 for v in [v for v in users if before >> v & 1]:
                     users.discard(v)
                     self.used[v].discard(s)
-        return True
 
     def merge(self) -> bool:
         """One pass of merges over all blocks; True if any was made."""
