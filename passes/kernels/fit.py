@@ -1,4 +1,7 @@
-"""First fit and best fit, as one plain function: called as it is on small problems, compiled by `kernels.offsets` on large ones."""
+"""First fit and best fit, as one plain function: called as it is on small problems, compiled by `kernels.offsets` on large ones.
+
+Numba's cache on disk looks at the file of the outermost function only: after a change here, save `kernels/offsets.py` too.
+"""
 
 from __future__ import annotations
 
