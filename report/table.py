@@ -31,6 +31,7 @@ QUIET = "bright_black"
 ALIVE_ROWS = 8
 TREE_ROWS = 26
 LINE_WIDTH = 20
+WIDE = 92
 BAR = "█"
 
 
@@ -53,9 +54,9 @@ class AnalysisView:
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
         a, width = self.analysis, min(options.max_width, 132)
         yield _title(a)
-        yield _inset(_peaks(a), top=1)
+        yield _inset(_peaks(a, bar=20 if width >= WIDE else 12), top=1)
         yield _inset(_verdict(a))
-        yield _inset(_facts(a), top=1)
+        yield from (_inset(row, top=int(i == 0)) for i, row in enumerate(_facts(a, width - 2)))
         if a.graph.nodes:
             yield from (_inset(part, top=1) for part in _timelines(a, width))
             yield _inset(_peak_line(a), top=1)
@@ -101,7 +102,7 @@ def _title(a: Analysis) -> Text:
     return text
 
 
-def _peaks(a: Analysis) -> Table:
+def _peaks(a: Analysis, bar: int) -> Table:
     rows: list[tuple[str, int, str, str]] = []
     if a.eager_peak is not None:
         rows.append(("eager", a.eager_peak, "yellow", "as Python holds references"))
@@ -113,11 +114,11 @@ def _peaks(a: Analysis) -> Table:
                 "best order",
                 a.planned_peak,
                 "green",
-                f"{100 * saved / a.graph_peak:.1f} % less" if saved else "nothing to gain by reordering",
+                f"{100 * saved / a.graph_peak:.1f} % less" if saved else "no order needs less" if a.optimal else "none better found",
             )
         )
     lost = a.arena - a.planned_peak
-    note = f"fixed offsets, {format_bytes(lost)} in gaps" if lost else "fixed offsets, no gaps"
+    note = f"fixed offsets, {format_bytes(lost)} lost" if lost else "fixed offsets, no gaps"
     rows.append(("one arena", a.arena, "green", note))
     top = max(n for _, n, _, _ in rows) or 1
     table = Table.grid(padding=(0, 2, 0, 0), expand=True)
@@ -126,9 +127,9 @@ def _peaks(a: Analysis) -> Table:
     table.add_column(style=QUIET, no_wrap=True, overflow="ellipsis", ratio=1)
     for label, n, style, note in rows:
         strong = "bold " + style if label == ("best order" if a.order == "best" else "traced order") else style
-        bar = Text(BAR * max(1, round(20 * n / top)) if n else "", style=style)
-        bar.pad_right(20 - len(bar))
-        table.add_row(label, Text(format_bytes(n), style=strong), Text(f"{n:,} B", style=QUIET), bar, note)
+        drawn = Text(BAR * max(1, round(bar * n / top)) if n else "", style=style)
+        drawn.pad_right(bar - len(drawn))
+        table.add_row(label, Text(format_bytes(n), style=strong), Text(f"{n:,} B", style=QUIET), drawn, note)
     return table
 
 
@@ -139,25 +140,25 @@ def _verdict(a: Analysis) -> Text:
     return Text.assemble(("○ not proven optimal", "bold yellow"), (f"  lower bound {a.lower_bound:,} B{left}", QUIET))
 
 
-def _facts(a: Analysis) -> Table:
-    """What stands beside the peak, a label over each number."""
-    tiles = [("weights", format_bytes(a.weights))]
+def _facts(a: Analysis, width: int) -> Iterator[Table]:
+    """What stands beside the peak, a label over each number, on one row or two."""
+    memory = [("weights", format_bytes(a.weights))]
     if a.state:
-        tiles.append(("grads + state", format_bytes(a.state)))
-    tiles += [
-        ("inputs" if a.inputs_policy == "caller" else "inputs (in)", format_bytes(a.inputs)),
+        memory.append(("grads + state", format_bytes(a.state)))
+    memory += [
+        ("inputs" if a.inputs_policy == "caller" else "inputs (in peak)", format_bytes(a.inputs)),
         ("workspace", format_bytes(a.workspace)),
         ("in all", format_bytes(a.total_peak)),
-        ("parameters", format_count(a.params)),
-        ("MACs", format_count(a.macs)),
-        ("other FLOPs", format_count(a.elementwise_flops)),
     ]
-    table = Table.grid(padding=(0, 2, 0, 0))
-    for _ in tiles:
-        table.add_column(justify="right", no_wrap=True)
-    table.add_row(*(Text(label, style=QUIET) for label, _ in tiles))
-    table.add_row(*(Text(value, style="bold") for _, value in tiles))
-    return table
+    work = [("parameters", format_count(a.params)), ("MACs", format_count(a.macs)), ("other FLOPs", format_count(a.elementwise_flops))]
+    fits = sum(2 + max(map(len, tile)) for tile in memory + work) <= width
+    for tiles in [memory + work] if fits else [memory, work]:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        for _ in tiles:
+            table.add_column(justify="right", no_wrap=True)
+        table.add_row(*(Text(label, style=QUIET) for label, _ in tiles))
+        table.add_row(*(Text(value, style="bold") for _, value in tiles))
+        yield table
 
 
 def _timelines(a: Analysis, width: int) -> Iterator[Table]:
@@ -206,7 +207,7 @@ def _peak_line(a: Analysis) -> Text:
 
 
 def _alive(alive: Sequence[LiveStorage], width: int) -> Table:
-    lines = any(r.source for r in alive)
+    lines = width >= WIDE and any(r.source for r in alive)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=QUIET, pad_edge=False, width=width - 2)
     table.add_column("alive", justify="right", no_wrap=True, min_width=9)
     table.add_column("", justify="right", no_wrap=True, min_width=5)
@@ -239,11 +240,11 @@ def module_table(modules: Sequence[ModuleRow], depth: int | None, width: int) ->
     """
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, header_style=QUIET, show_edge=False, width=width - 2)
     table.add_column("module", no_wrap=True, overflow="ellipsis", ratio=1)
-    if width >= 92:
+    if width >= WIDE:
         table.add_column("output", no_wrap=True)
     for title in ("params", "MACs", "born", "at peak"):
         table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("share", no_wrap=True, min_width=10 if width >= 92 else 5)
+    table.add_column("share", no_wrap=True, min_width=10 if width >= WIDE else 5)
     if depth is None:
         depth = max((d for d in range(1, 9) if sum(m.depth <= d for m in modules) <= TREE_ROWS), default=1)
     shown = [m for m in modules if m.depth <= depth]
@@ -252,8 +253,8 @@ def module_table(modules: Sequence[ModuleRow], depth: int | None, width: int) ->
         label.append(m.path.rpartition(".")[2] or "model", style="bold" if m.depth <= 1 else "default")
         if m.kind:
             label.append(f" {m.kind}", style=QUIET)
-        shape = [format_shape(m.shape) if m.shape else ""] if width >= 92 else []
-        bar = f"{BAR * max(1, round(5 * m.share)):<5} " if width >= 92 else ""
+        shape = [format_shape(m.shape) if m.shape else ""] if width >= WIDE else []
+        bar = f"{BAR * max(1, round(5 * m.share)):<5} " if width >= WIDE else ""
         share = Text.assemble((bar, "red" if m.share > 0.5 else "yellow"), _per_cent(m.share))
         table.add_row(
             label,
