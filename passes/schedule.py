@@ -9,7 +9,7 @@ with wider beams, until both bounds meet or time is up.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -20,7 +20,7 @@ from .bounds import lower_bound
 from .decompose import segments
 from .exact import Search, blocks_of, compile_kernels, sweep_cuts
 from .heuristics import PORTFOLIO
-from .liveness import Inputs, check_inputs_mode, liveness
+from .liveness import Inputs, check_inputs_mode, counted_storages, liveness
 from .problem import OrderingProblem, ordering_problem
 from .verify import verify_schedule
 
@@ -67,9 +67,49 @@ def schedule(graph: Graph, *, time_limit: float = 10.0, inputs: Inputs = "planne
     for _ in hunt.stages():
         if hunt.lower >= hunt.upper or time.perf_counter() - started - hunt.compiling >= time_limit:
             break
-    result = Schedule(hunt.order, hunt.upper, hunt.lower, hunt.lower == hunt.upper, hunt.method(), 0.0, inputs)
+    order = late_weightless(graph, hunt.order, inputs)
+    result = Schedule(order, hunt.upper, hunt.lower, hunt.lower == hunt.upper, hunt.method(), 0.0, inputs)
     verify_schedule(graph, result)
     return replace(result, seconds=time.perf_counter() - started - hunt.compiling)
+
+
+def late_weightless(graph: Graph, order: Sequence[int], inputs: Inputs = "planned") -> tuple[int, ...]:
+    """`order` with each node that touches no counted byte put off until it is needed: same peak, nearer to the traced order.
+
+    Needed by a dependent, or, where there is none, by the node that came next when traced. O(nodes + dependencies).
+    """
+    counted = counted_storages(graph, inputs)
+    weighty = [counted[s.id] and s.nbytes > 0 for s in graph.storages]
+    successors, predecessors = graph.successors(), graph.dependencies()
+    waiting: set[int] = set()
+    settled: dict[int, None] = {}
+
+    def settle(node: int) -> None:
+        stack = [node]
+        while stack:
+            needed = [u for u in predecessors[stack[-1]] if u in waiting]
+            if needed:
+                stack.extend(reversed(needed))
+            else:
+                ready = stack.pop()
+                waiting.discard(ready)
+                settled[ready] = None
+
+    for node in order:
+        if not graph.nodes[node].workspace and not any(weighty[s] for s in graph.touches[node]):
+            waiting.add(node)
+            continue
+        before = node - 1
+        while before in waiting and not successors[before]:
+            before -= 1
+        for unneeded in range(before + 1, node):
+            if all(u in settled or u in waiting for u in predecessors[unneeded]):
+                settle(unneeded)
+        settle(node)
+    for node in order:
+        if node in waiting:
+            settle(node)
+    return tuple(settled)
 
 
 class _Hunt:

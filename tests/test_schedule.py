@@ -24,7 +24,7 @@ from neaptide.passes.exact import Search, blocks_of, sweep_cuts
 from neaptide.passes.heuristics import PORTFOLIO
 from neaptide.passes.liveness import liveness
 from neaptide.passes.problem import OrderingProblem, ordering_problem
-from neaptide.passes.schedule import schedule
+from neaptide.passes.schedule import late_weightless, schedule
 from neaptide.passes.verify import verify_graph, verify_order, verify_schedule
 from neaptide.testing import brute_force_optimum, brute_force_peak, graphs, topological_orders
 from neaptide.testing.generate import random_graph, random_order
@@ -379,3 +379,29 @@ def test_verified_orders_compute_the_same_bytes():
         else:
             graph.check_order(order)
     assert refused > 100
+
+
+@given(graphs(max_nodes=11), modes, st.data())
+def test_weightless_nodes_wait_at_no_cost(graph, mode, data):
+    order = data.draw(topological_orders(graph))
+    later = late_weightless(graph, order, mode)
+    verify_order(graph, later)
+    assert liveness(graph, later, inputs=mode).peak == liveness(graph, order, inputs=mode).peak
+
+
+def test_weightless_nodes_run_where_they_are_needed():
+    b = GraphBuilder("weightless")
+    x = b.tensor((4,), "float32", role="input")
+    b.inputs.append(x)
+    empties = []
+    y = x
+    for _ in range(3):
+        empty = b.tensor((0,), "float32")
+        empties.append(b.node("empty", (), (empty,)))
+        z = b.tensor((4,), "float32")
+        b.node("op", (y,), (z,))
+        y = z
+    b.outputs.append(y)
+    graph = b.build()
+    hoisted = (*empties, *(n.id for n in graph.nodes if n.op == "op"))
+    assert late_weightless(graph, hoisted) == tuple(range(6))
