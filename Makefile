@@ -1,13 +1,13 @@
 # Every target sets up what it needs: `make demo` and `make test` work on a machine with only Python and make, without root.
 #
 #   make test PYTHON=python3.12 VENV=.venv-3.12                         another Python (3.10, 3.11 or 3.12)
-#   make test TORCH_INDEX=https://download.pytorch.org/whl/cu130        another build of torch than the CPU one
+#   make test TORCH_INDEX=URL                                           torch from another index, such as one of CPU builds
 #   make test PYTEST='-n 0 -x tests/test_wheel.py'                      other arguments for pytest
 PYTHON      ?= python3
 VENV        ?= .venv
 ZOO         ?= .venv-zoo
 PYTEST      ?= -n 2
-TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?=
 PIP         := python -m pip --disable-pip-version-check install -q -c constraints.txt
 comma       := ,
 
@@ -63,7 +63,7 @@ distclean: clean
 # The link lets pyright find the package by its name: the root folder is the package, whatever it is called.
 define install
 	$(1)/bin/$(PIP) pip setuptools wheel
-	$(1)/bin/$(PIP) --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) torch $(3)
+	$(1)/bin/$(PIP) --no-deps $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch $(3)
 	PYTHONWARNINGS=ignore $(1)/bin/$(PIP) --no-build-isolation -e '.[$(2)]'
 	mkdir -p .venv/src && ln -sfn ../.. .venv/src/neaptide
 	echo '$(CURDIR)' > $(1)/.ready
