@@ -70,12 +70,12 @@ class Analysis:
     macs: int
     flops: int
     elementwise_flops: int
-    unknown_ops: Mapping[str, int]
+    unknown_ops: Mapping[str, int] = field(repr=False)
     peak_node: int
-    at_peak: tuple[LiveStorage, ...]
-    by_module: tuple[ModuleRow, ...]
-    kinds: Mapping[str, str]
-    provenance: Mapping[str, Any]
+    at_peak: tuple[LiveStorage, ...] = field(repr=False)
+    by_module: tuple[ModuleRow, ...] = field(repr=False)
+    kinds: Mapping[str, str] = field(repr=False)
+    provenance: Mapping[str, Any] = field(repr=False)
     graph: Graph = field(repr=False)
     schedule: Schedule = field(repr=False)
     plan: Plan = field(repr=False)

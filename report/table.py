@@ -164,7 +164,7 @@ def _facts(a: Analysis, width: int) -> Iterator[Table]:
 def _timelines(a: Analysis, width: int) -> Iterator[Table]:
     """Live memory over steps, the order in use and the traced one; each column is the largest of its steps."""
     pairs = [("traced", a.traced, "cyan")]
-    if a.order == "best" and tuple(a.planned.order) != tuple(a.traced.order):
+    if a.planned_peak < a.graph_peak:
         pairs.append(("best", a.planned, "green"))
     columns = max(20, width - 24)
     for label, lifetimes, style in pairs:

@@ -78,7 +78,9 @@ function showTip(event, rows) {
 function place(node) {
   const rows = [];
   if (node < 0) return rows;
-  if (TEXT[NODES.scope[node]]) rows.push(element("div", {}, TEXT[NODES.scope[node]]));
+  const phase = TEXT[NODES.phase[node]];
+  const scope = [TEXT[NODES.scope[node]], phase === "forward" ? "" : phase].filter(Boolean).join(", ");
+  if (scope) rows.push(element("div", {}, scope));
   if (TEXT[NODES.source[node]]) rows.push(element("div", { class: "quiet source" }, TEXT[NODES.source[node]]));
   return rows;
 }
