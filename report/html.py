@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .table import readable_source
 from .units import format_bytes, format_count, format_dtype, format_shape
 
 if TYPE_CHECKING:
@@ -44,6 +45,7 @@ def render_html(a: Analysis) -> str:
         count=format_count,
         inputs=", ".join(f"{format_shape(a.graph.tensors[t].shape)} {a.graph.tensors[t].dtype}" for t in a.graph.inputs[:3]),
         bars=_bars(a),
+        readable=readable_source,
         peak_node=a.graph.nodes[a.peak_node] if a.peak_node >= 0 else None,
     )
 
@@ -73,7 +75,7 @@ def page_data(a: Analysis) -> dict[str, Any]:
         "nodes": {
             "op": [names.index(n.op) for n in nodes],
             "scope": [names.index(n.scope) for n in nodes],
-            "source": [names.index(n.source) for n in nodes],
+            "source": [names.index(readable_source(n.source)) for n in nodes],
             "phase": [names.index(n.phase) for n in nodes],
             "workspace": [n.workspace for n in nodes],
             "workspaceAt": [int(a.plan.workspace_offsets.get(n.id, -1)) for n in nodes],
