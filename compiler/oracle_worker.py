@@ -17,6 +17,7 @@ from .args import call_args, operator
 from .serialize import decode_attrs
 
 WARM_UP_SECONDS = 0.25
+DRAWN_ELEMENTS = 1 << 20
 
 
 def main() -> None:
@@ -132,7 +133,8 @@ def _tensor(shape: list[int], strides: list[int] | None, dtype: str, *, integers
         flat = torch.ones(span, dtype=kind)
     elif kind.is_complex or (kind.is_floating_point and kind.itemsize > 1):
         flat = torch.empty(span, dtype=kind)
-        (torch.view_as_real(flat) if kind.is_complex else flat).uniform_(0.5, 1.0)
+        numbers = torch.view_as_real(flat) if kind.is_complex else flat
+        numbers.uniform_(0.5, 1.0) if span <= DRAWN_ELEMENTS else numbers.fill_(0.75)
     elif kind.is_floating_point:
         flat = torch.full((span,), 0.5).to(kind)
     else:

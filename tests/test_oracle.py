@@ -167,6 +167,30 @@ def test_a_crash_is_blamed_only_on_the_first_kernel_of_a_fresh_process(monkeypat
     assert KilledWorker.started == 3, "one that served, one fresh one for the suspect, one for the rest"
 
 
+def test_a_kernel_that_takes_too_long_is_tried_again_only_with_more_time(tmp_path: Path) -> None:
+    graph = relu_graph(7)
+    hasty = with_workspace(graph, cache_dir=tmp_path, timeout=1e-6).meta["kernels"]
+    assert hasty["unmeasured"] == {"aten.relu.default": "took longer than 1e-06 s"}
+    assert with_workspace(graph, cache_dir=tmp_path, timeout=120.0).meta["kernels"]["measured"] == 1
+
+
+def test_an_interrupt_ends_the_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    started: list[oracle.Worker] = []
+
+    class Noted(oracle.Worker):
+        def __enter__(self) -> oracle.Worker:
+            started.append(self)
+            return super().__enter__()
+
+    def interrupt(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(oracle, "Worker", Noted)
+    with pytest.raises(KeyboardInterrupt):
+        with_workspace(relu_graph(8), cache_dir=tmp_path, progress=interrupt)
+    assert [worker._process.wait(60) for worker in started] == [-9]
+
+
 def test_kernels_beyond_the_memory_limit_are_not_run(tmp_path: Path) -> None:
     graph = with_workspace(relu_graph(1 << 20), cache_dir=tmp_path, memory_limit=1 << 20)
     assert graph.nodes[0].workspace == 0
