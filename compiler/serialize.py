@@ -309,4 +309,4 @@ def _kind(value: Any) -> str:
 
 
 def _keys(doc: Mapping[str, Any]) -> str:
-    return ", ".join(sorted(map(str, doc))[:8]) or "none"
+    return ", ".join(sorted(repr(str(k))[1:-1] for k in doc)[:8]) or "none"

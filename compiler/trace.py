@@ -24,14 +24,13 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
-    FakeTensorMode,
     UnsupportedOperatorException,
 )
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from .answers import Answers
 from .errors import NeaptideError, TraceError
-from .fake import Fakes, borrowed, kernel_strides
+from .fake import Fakes, QuickFakeTensorMode, borrowed, kernel_strides
 from .graph import Graph
 from .recorder import OWN_FOLDER, REFERENCE_FILES, TORCH_FOLDER, Recorder
 from .structure import map_tensors, tensors_in
@@ -172,7 +171,7 @@ def _record_fake(
     model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], rung: str, skipped: Mapping[int, torch.Tensor]
 ) -> Graph:
     bounds = rung == "bounds"
-    fakes = Fakes(FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if bounds else None))
+    fakes = Fakes(QuickFakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if bounds else None))
     answers = Answers(bounds=bounds)
     recorder = answers.recorder = Recorder(_name(model), fakes=fakes, answer=answers.ask)
     declare_weights(recorder, model, skipped)
@@ -240,8 +239,13 @@ def declare_weights(recorder: Recorder, model: torch.nn.Module, skipped: Mapping
     fakes = recorder.fakes
     first: dict[int, str] = {}
     tied: dict[str, list[str]] = {}
-    for role, named in (("parameter", model.named_parameters), ("buffer", model.named_buffers)):
-        for name, tensor in named(remove_duplicate=False):
+    held: dict[str, list[tuple[str, torch.Tensor]]] = {"parameter": [], "buffer": []}
+    for path, module in model.named_modules(remove_duplicate=False):
+        dot = f"{path}." if path else ""
+        held["parameter"].extend((dot + name, t) for name, t in module._parameters.items() if t is not None)
+        held["buffer"].extend((dot + name, t) for name, t in module._buffers.items() if t is not None)
+    for role, named in held.items():
+        for name, tensor in named:
             if id(tensor) in first:
                 tied.setdefault(first[id(tensor)], []).append(name)
                 continue
@@ -276,11 +280,11 @@ def declare_inputs(
 
 def _named_tensors(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[tuple[str, torch.Tensor]]:
     """Every tensor in the arguments with its name."""
-    for name, value in (*zip(_parameter_names(model, len(args)), args, strict=True), *kwargs.items()):
+    for name, value in (*zip(parameter_names(model, len(args)), args, strict=True), *kwargs.items()):
         yield from tensors_in(value, name)
 
 
-def _parameter_names(model: Any, count: int) -> list[str]:
+def parameter_names(model: Any, count: int) -> list[str]:
     """Names of the first `count` positional arguments of `model.forward`."""
     names: list[str] = []
     try:

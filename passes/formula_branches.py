@@ -246,9 +246,9 @@ def _read_dynamic(
 ) -> tuple[tuple[Size, ...], dict[int, dict[int, str]], dict[str, int]]:
     """Sizes in the order they are named, dimensions that vary per tensor (by identity), and the example's sizes."""
     from ..compiler.structure import tensors_in
-    from ..compiler.trace import _parameter_names
+    from ..compiler.trace import parameter_names
 
-    names = _parameter_names(model, len(args))
+    names = parameter_names(model, len(args))
     found = {path: t for n, value in (*zip(names, args, strict=True), *kwargs.items()) for path, t in tensors_in(value, n)}
     sizes: dict[str, Size] = {}
     dims: dict[int, dict[int, str]] = {}
