@@ -6,6 +6,7 @@
 PYTHON      ?= python3
 VENV        ?= .venv
 ZOO         ?= .venv-zoo
+PEERS       ?= .venv-peers
 PYTEST      ?= -n 2
 TORCH_INDEX ?=
 PIP         := python -m pip --disable-pip-version-check install -q -c constraints.txt
@@ -13,16 +14,17 @@ comma       := ,
 
 # Set up again what would not run: an environment whose Python is gone, or one that was copied or moved with its checkout (the
 # stamp names the folder it was made in).
-$(foreach venv,$(VENV) $(ZOO),$(shell test -x $(venv)/bin/python || rm -rf $(venv)/bin $(venv)/.ready))
-$(foreach venv,$(VENV) $(ZOO),$(if $(filter-out $(CURDIR),$(shell cat $(venv)/.ready 2>/dev/null)),$(shell rm -f $(venv)/.ready)))
+$(foreach venv,$(VENV) $(ZOO) $(PEERS),$(shell test -x $(venv)/bin/python || rm -rf $(venv)/bin $(venv)/.ready))
+$(foreach venv,$(VENV) $(ZOO) $(PEERS),$(if $(filter-out $(CURDIR),$(shell cat $(venv)/.ready 2>/dev/null)),$(shell rm -f $(venv)/.ready)))
 
-.PHONY: help demo test lint bench fuzz docs wheel clean distclean
+.PHONY: help demo test lint zoo bench fuzz docs wheel clean distclean
 
 help:
 	@echo 'make demo       analyze a real network from end to end and write an HTML report'
 	@echo 'make test       the tests'
 	@echo 'make lint       ruff, pyright and the import contracts'
-	@echo 'make bench      every published figure, into docs/results.md (installs the model zoo)'
+	@echo 'make bench      every published figure, into docs/results.md (installs the model zoo and the peers)'
+	@echo 'make zoo        the environment with the model zoo that benchmarks use'
 	@echo 'make fuzz       100,000 random graphs against brute force'
 	@echo 'make docs       the reference pages, and a check of every link'
 	@echo 'make wheel      a wheel and an sdist, into dist/'
@@ -40,7 +42,9 @@ lint: $(VENV)/.ready
 	$(VENV)/bin/python -m pyright --pythonpath $(VENV)/bin/python
 	$(VENV)/bin/python -c 'import sys; from importlinter.cli import lint_imports_command as lint; sys.exit(lint())'
 
-bench: $(ZOO)/.ready
+zoo: $(ZOO)/.ready
+
+bench: $(ZOO)/.ready $(PEERS)/.ready
 	$(ZOO)/bin/python -m benchmarks.run
 
 fuzz: $(VENV)/.ready
@@ -57,7 +61,7 @@ clean:
 	find . -name __pycache__ -not -path './.venv*' -prune -exec rm -rf {} +
 
 distclean: clean
-	rm -rf $(VENV) $(ZOO)
+	rm -rf $(VENV) $(ZOO) $(PEERS)
 
 # torch comes first and alone: with a CPU build in place, the ranges of the other packages install nothing more.
 # The link lets pyright find the package by its name: the root folder is the package, whatever it is called.
@@ -73,7 +77,13 @@ $(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(call install,$(VENV),dev)
 
 $(ZOO)/.ready: pyproject.toml constraints.txt | $(ZOO)/bin/pip
-	$(call install,$(ZOO),dev$(comma)zoo$(comma)peers,torchvision)
+	$(call install,$(ZOO),dev$(comma)zoo,torchvision)
+
+# Peers live apart: they pin old packages and patch torch when imported.
+$(PEERS)/.ready: constraints.txt | $(PEERS)/bin/pip
+	$(PEERS)/bin/$(PIP) torch
+	$(PEERS)/bin/$(PIP) numpy setuptools transformers torchinfo fvcore deepspeed calflops ptflops thop
+	echo '$(CURDIR)' > $@
 
 # Debian splits ensurepip off into python3-venv, which needs root to install; a pip beside that Python does as well.
 %/bin/pip:

@@ -1,7 +1,7 @@
 """FLOPs against hand counts: every op kind and three networks, with the FLOP counters people use beside Neaptide.
 
 `python -m benchmarks.flops [--no-peers] [--quick] [--json PATH]`. Exits 1 unless every count of Neaptide equals its hand count.
-The peers run in their own environment (`benchmarks/peers_env.sh` makes it), in the same run; `--quick` leaves the networks out.
+The peers run in their own environment (`make bench` makes it), in the same run; `--quick` leaves the networks out.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def main() -> int:
     if beside:
         notes.append("Peers: " + ", ".join(f"{tool} ({TOOLS[tool][1]} {p['version']})" for tool, p in beside.items()))
     if not options.no_peers and not beside:
-        notes.append(f"no peers: {python} does not exist; run benchmarks/peers_env.sh")
+        notes.append(f"no peers: {python} does not exist; `make .venv-peers/.ready` makes it")
 
     kinds, networks = op_cases(), [] if options.quick else network_cases()
     rows, exact, unknown = [], {}, 0

@@ -3,7 +3,7 @@
 `python -m benchmarks.trace_zoo [--quick] [--json PATH] [--jobs 2] [--resume FILE.jsonl] [NAME ...]`. Each worker is a process of
 its own that takes models one after another; one that takes too long, or too much memory, is ended and its model counts as failed.
 Models that fail without running are tried again with `allow_real_run`. With `--resume`, results are kept line by line and what is
-there is not done again. Needs `benchmarks/zoo_env.sh`. Exits 1 when a figure is missed.
+there is not done again. Needs `make zoo`. Exits 1 when a figure is missed.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 `ZOO` maps names (`"timm:resnet18"`) to `ZooModel`s: `build()` makes the module with random weights (no network is touched),
 `inputs()` its `(args, kwargs)` on the CPU. Architectures are chosen for breadth, one to three a family. transformers models take
 their default configuration at full width with at most LAYERS layers a stack; diffusers ones are cut where the default is huge.
-Importing this module imports no zoo; needs the environment of `benchmarks/zoo_env.sh`.
+Importing this module imports no zoo; needs the environment of `make zoo`.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ TORCHVISION = ("resnet18", "resnet50", "mobilenet_v2", "mobilenet_v3_small", "de
 def shim():
     """torchvision's wheel imports beside CPU torch only behind the benchmarks' shim."""
     if not find_spec("timm"):
-        pytest.skip("the model zoo is not installed: benchmarks/zoo_env.sh makes an environment that has it")
+        pytest.skip("the model zoo is not installed: `make zoo` makes an environment that has it")
     return pytest.importorskip("benchmarks.torchvision_shim", reason="run as `python -m pytest`, from the repository root")
 
 
