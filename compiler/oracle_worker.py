@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 from .args import call_args, operator
+from .errors import TraceError
 from .serialize import decode_attrs
 
 WARM_UP_SECONDS = 0.25
@@ -33,16 +34,24 @@ def main() -> None:
 
 
 def serve(requests: TextIO, answers: TextIO) -> None:
-    """Answer each request line with `{"inner", "outputs"}` or `{"reason"}`."""
+    """Answer each request line with `{"inner", "outputs"}` or `{"reason", "transient"}`."""
     answers.write("ready\n")
     answers.flush()
     for line in requests:
         try:
             answer = measure(json.loads(line))
         except Exception as error:  # whatever a kernel raises is the answer about that kernel
-            answer = {"reason": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"[:300]}
+            answer = _refusal(error)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+
+def _refusal(error: Exception) -> dict[str, Any]:
+    """`transient`: another process, or one with more memory, may well do better."""
+    text = str(error).splitlines()[0] if str(error) else "no message"
+    unknown_op = isinstance(error, TraceError)
+    out_of_memory = isinstance(error, MemoryError) or "allocate memory" in text
+    return {"reason": f"{type(error).__name__}: {text}"[:300], "transient": unknown_op or out_of_memory}
 
 
 def measure(signature: dict[str, Any]) -> dict[str, Any]:

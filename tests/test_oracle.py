@@ -133,10 +133,13 @@ def test_kernels_that_refuse_are_named_and_the_rest_is_measured() -> None:
     good = signature("aten.relu.default", ref(0), tensors=(((3,), "float32"),))
     raising = signature("aten.mm.default", ref(0), ref(0), tensors=(((2, 3), "float32"),))
     unknown = signature("nosuch.op.default")
-    answers = {text: m for text, m, _ in measure_kernels([raising, unknown, good], threads=1)}
-    assert answers[good] == Measurement(12, (12,))
-    assert answers[raising].reason.startswith("RuntimeError")
-    assert "nosuch.op.default" in answers[unknown].reason
+    huge = signature("aten.zeros.default", [1 << 40])
+    found = {text: (m, lasting) for text, m, lasting in measure_kernels([raising, unknown, huge, good], threads=1)}
+    assert found[good] == (Measurement(12, (12,)), True)
+    assert found[raising][0].reason.startswith("RuntimeError")
+    assert "nosuch.op.default" in found[unknown][0].reason
+    assert "allocate" in found[huge][0].reason
+    assert [found[text][1] for text in (raising, unknown, huge)] == [True, False, False], "only what will not change is remembered"
 
 
 class KilledWorker(oracle.Worker):
