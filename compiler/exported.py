@@ -21,7 +21,7 @@ from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .errors import TraceError
-from .fake import Fakes, borrowed
+from .fake import Fakes, borrowed, kernel_strides
 from .graph import Graph
 from .recorder import TORCH_FOLDER, Recorder
 from .structure import tensors_in
@@ -63,7 +63,7 @@ def from_exported_program(program: Any, *, name: str = "exported") -> Graph:
             by_name[target] = values[-1]
         else:
             raise TraceError(f"input {spec.arg.name!r} of {name!r} is a {kind.lower()}, not a tensor; such programs cannot be traced")
-    with user_errors(program), borrowed(program.graph_module, fakes), torch.no_grad(), fakes.mode, recorder:
+    with user_errors(program), borrowed(program.graph_module, fakes), torch.no_grad(), kernel_strides(fakes.mode), fakes.mode, recorder:
         results = _Replay(program.graph_module, recorder).run(*values)
         outputs = []
         for result, spec in zip(results, signature.output_specs, strict=True):
@@ -90,7 +90,7 @@ def from_fx(module: Any, args: Sequence[Any] = (), *, name: str = "fx") -> Graph
         values, _ = declare_inputs(recorder, args, {})
     else:
         values = [recorder.input(fakes.of(_example(node)), node.name) for node in nodes]
-    with user_errors(module), borrowed(module, fakes), torch.no_grad(), fakes.mode, recorder:
+    with user_errors(module), borrowed(module, fakes), torch.no_grad(), kernel_strides(fakes.mode), fakes.mode, recorder:
         result = _Replay(module, recorder).run(*values)
     return _finish(recorder, result, "fx")
 
