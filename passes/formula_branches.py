@@ -93,12 +93,13 @@ class Recordings:
 
     def symbolic(self) -> tuple[tuple[Branch, ...], tuple[Mapping[str, int], ...]]:
         """Branches over as much of the ranges as a few recordings cover, and the sizes at which they were checked."""
-        first = self.recorded(self.at)
+        base = {s.name: 2 if self.at[s.name] < 2 and s.allows(2) else self.at[s.name] for s in self.sizes}
+        first = self.recorded(base)
         for size, (low, high) in zip(self.sizes, first.regions[0].bounds, strict=True):
             if low == high and low > 1 and size.least != size.most():
                 raise TraceError(f"a recording with symbolic sizes holds for {size.name} = {low} only")
         checked: list[Mapping[str, int]] = []
-        for at in (self.at, *itertools.islice((p for p in self.elsewhere() if first.holds(self.sizes, p)), 2)):
+        for at in (base, *itertools.islice((p for p in self.elsewhere() if first.holds(self.sizes, p)), 2)):
             if not self.agrees(first, at):
                 raise TraceError(f"the symbolic recording and a concrete trace differ at {listed(at)}")
             checked.append(at)
@@ -117,9 +118,15 @@ class Recordings:
         return tuple(self.merged(branches)), tuple(checked)
 
     def recorded(self, at: Mapping[str, int]) -> Branch:
-        """The branch that one symbolic recording at the sizes `at` gives."""
+        """The branch that one symbolic recording at the sizes `at` gives; where all of them are 0 or 1, one concrete trace."""
         from ..compiler.symbolic import record_symbolic
 
+        if all(value < 2 for value in at.values()):
+            import sympy
+
+            graph = self.traced(at)
+            fixed = [sympy.Eq(s.symbol, at[s.name]) for s in self.sizes]
+            return self.branch(graph, [constant(s.nbytes) for s in graph.storages], fixed, at)
         symbols = {s.name: s.symbol for s in self.sizes}
         recording = record_symbolic(self.model, self.args, self.kwargs, self.dims, at, symbols, mode=self.mode, **self.training)
         nbytes = [self.ring.read(e) for e in recording.nbytes]

@@ -126,6 +126,16 @@ def test_lstm_is_sampled_and_says_so():
         assert formula.evaluate(B=batch) == concrete_peak(model, reference.args(batch=batch), "eager")
 
 
+@pytest.mark.parametrize("name", ["lstm", "ds_cnn"])
+def test_an_example_of_one_sample_will_do(name):
+    reference = REFERENCE_MODELS[name]
+    model = reference.module()
+    formula = peak_formula(model, reference.args(batch=1), dynamic={0: {0: "B"}}, which="eager")
+    assert formula.branches[0].holds(formula.sizes, {"B": 1})
+    for batch in (1, 2, 11, 40):
+        assert formula.evaluate(B=batch) == concrete_peak(model, reference.args(batch=batch), "eager")
+
+
 def test_planned_inputs_are_in_the_peak():
     model = torch.nn.Linear(8, 8)
     caller = peak_formula(model, torch.zeros(3, 8), dynamic={0: {0: "B"}}, inputs="caller")
