@@ -63,7 +63,12 @@ class TrainingLoop:
         phase: Phase = contextlib.nullcontext,
         before_clearing: Callable[[], None] | None = None,
     ) -> None:
-        """One step; every part runs inside `phase("forward" | "backward" | "optimizer")`."""
+        """One step; every part runs inside `phase("forward" | "backward" | "optimizer")`.
+
+        Without an optimizer nothing clears gradients at the end: they are what the step is for, and the next step drops them.
+        """
+        if optimizer is None:
+            model.zero_grad(set_to_none=True)
         for _ in range(self.accumulate):
             with phase("forward"), self._casting():
                 output = model(*args, **kwargs)
@@ -151,10 +156,11 @@ def record_step(
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         with fakes.mode:
             optim = make_optimizer(optimizer, list(parameters.values()), fakes)
-            if step == 2:
+            if step == 2 and optim is not None:
                 first = TrainingRecorder(recorder.builder.name, fakes=fakes, concrete=recorder.concrete)
                 _run(first, loop, model, args, kwargs, parameters, optim)
             _run(recorder, loop, model, args, kwargs, parameters, optim)
+            _declare_results(recorder, parameters, optim)
         facts: dict[str, Any] = {"training": _facts(loop, optim, step)}
         if recorder.answers.assumptions:
             facts["assumptions"] = recorder.answers.assumptions
@@ -336,6 +342,15 @@ def _declare_state(recorder: Recorder, parameters: Mapping[str, torch.Tensor], o
             recorder.external(parameter.grad, "gradient", f"{name}.grad")
     for name, tensor in _state_tensors(parameters, optimizer):
         recorder.external(tensor, "optimizer_state", name)
+
+
+def _declare_results(recorder: Recorder, parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer | None) -> None:
+    """What the step leaves for the next one outlives it: kept gradients and the optimizer's state are outputs."""
+    for parameter in parameters.values():
+        if parameter.grad is not None:
+            recorder.output(parameter.grad)
+    for _, tensor in _state_tensors(parameters, optimizer):
+        recorder.output(tensor)
 
 
 def _name_state(recorder: Recorder, parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer | None) -> None:

@@ -146,6 +146,21 @@ def test_phases_and_roles(cache: Path) -> None:
     assert all(graph.nodes[first.birth[s.id]].phase == "optimizer" for s in first.storages if s.role == "optimizer_state" and s.nbytes > 4)
 
 
+def test_what_the_next_step_needs_outlives_the_step() -> None:
+    model, x = nn.Linear(6, 4), torch.randn(2, 6)
+    weights = 4 * (6 * 4 + 4)
+
+    def kept(**options: Any) -> dict[str, int]:
+        graph = trace_training(model, (x,), **options)
+        born = [graph.storages[s] for s in sorted(graph.pinned) if graph.birth[s] >= 0]
+        return {role: sum(s.nbytes for s in born if s.role == role) for role in ("gradient", "optimizer_state")}
+
+    assert kept() == {"gradient": weights, "optimizer_state": 0}
+    assert kept(optimizer="adam:fused", step=1) == {"gradient": 0, "optimizer_state": 2 * weights + 2 * 4}
+    assert kept(optimizer="sgd", step=1, set_to_none=False) == {"gradient": weights, "optimizer_state": 0}
+    assert kept(optimizer="adam", step=2, set_to_none=False) == {"gradient": 0, "optimizer_state": 0}
+
+
 def test_backward_nodes_carry_the_module_and_line_they_come_from() -> None:
     graph = trace_training(Convolutional(), (torch.randn(2, 3, 8, 8),))
     backward = [n for n in graph.nodes if n.op == "aten.convolution_backward.default"]
