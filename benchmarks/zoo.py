@@ -245,7 +245,7 @@ def _transformers_class(kind: str) -> tuple[Any, Any]:
     cut = {a: min(getattr(default, a), LAYERS) for a in LAYER_COUNTS if isinstance(getattr(default, a, None), int)}
     try:
         config = config_class(**cut)
-    except ValueError:
+    except Exception:  # each package has its own class for a configuration that cannot be cut this way
         config = default
     return getattr(transformers, names if isinstance(names, str) else names[0]), config
 

@@ -7,6 +7,7 @@ stay views. `borrowed` lends a model to the recorder with fakes in place of its 
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,16 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
+class QuickFakeTensorMode(FakeTensorMode):
+    """A `FakeTensorMode` whose dispatch is not wrapped to keep the compiler out, which takes time on every op."""
+
+    __torch_dispatch__ = inspect.unwrap(FakeTensorMode.__torch_dispatch__)
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+
 class Fakes:
     """Fake tensors of one `FakeTensorMode`, memoized by tensor and by storage.
 
@@ -25,7 +36,7 @@ class Fakes:
     """
 
     def __init__(self, mode: FakeTensorMode | None = None, device: str = "cpu", *, move: bool = False):
-        self.mode = mode or FakeTensorMode(allow_non_fake_inputs=True)
+        self.mode = mode or QuickFakeTensorMode(allow_non_fake_inputs=True)
         self.device = torch.device(device)
         self.move = move
         self._fakes: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -50,17 +61,22 @@ class Fakes:
     def _make(self, tensor: torch.Tensor) -> torch.Tensor:
         if type(tensor) not in PLAIN_TENSORS or tensor.layout != torch.strided or tensor.is_quantized:
             return self.mode.from_tensor(tensor)
-        with torch._C._DisableTorchDispatch(), torch.no_grad():
+        with torch._C._DisableTorchDispatch():
             real = tensor.untyped_storage()
             storage = self._storages.get(real._cdata)
-            if storage is None:
-                storage = torch.empty(real.nbytes(), dtype=torch.uint8, device="meta").untyped_storage()
-                self._storages[real._cdata] = storage
-            elem = torch.empty(0, dtype=tensor.dtype, device="meta")
-            elem.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
-            for flag, set_flag in ((tensor.is_conj(), torch._C._set_conj), (tensor.is_neg(), torch._C._set_neg)):
-                if flag:
-                    set_flag(elem, True)
+            shape, strides, offset = tensor.shape, tensor.stride(), tensor.storage_offset()
+            if storage is None and tensor.is_contiguous() and real.nbytes() == tensor.nbytes:
+                elem = torch.empty_strided(shape, strides, dtype=tensor.dtype, device="meta")
+                self._storages[real._cdata] = elem.untyped_storage()
+            else:
+                if storage is None:
+                    storage = torch.empty(real.nbytes(), dtype=torch.uint8, device="meta").untyped_storage()
+                    self._storages[real._cdata] = storage
+                elem = torch.empty(0, dtype=tensor.dtype, device="meta").set_(storage, offset, shape, strides)
+            if tensor.is_conj():
+                torch._C._set_conj(elem, True)
+            if tensor.is_neg():
+                torch._C._set_neg(elem, True)
         device = self.device if self.move or tensor.is_meta else tensor.device
         elem.requires_grad_(tensor.requires_grad)
         fake = FakeTensor(self.mode, elem, device)
@@ -109,17 +125,18 @@ def borrowed(model: torch.nn.Module, fakes: Fakes | None) -> Iterator[None]:
             module.__dict__.clear()
             module.__dict__.update(attributes)
             for container, items in contents:
-                if not _same_items(container, items):
+                if (container or items) and not _same_items(container, items):
                     container.clear()
                     (container.extend if isinstance(container, list) else container.update)(items)
 
 
-CONTAINERS = (list, dict, set, OrderedDict)
+CONTAINERS = frozenset((list, dict, set, OrderedDict))
+NO_TENSORS = frozenset((bool, int, float, str, type(None), OrderedDict))
 
 
 def _snapshot(module: torch.nn.Module) -> tuple[torch.nn.Module, dict[str, Any], list[tuple[Any, Any]]]:
     attributes = dict(module.__dict__)
-    contents = [(value, type(value)(value)) for value in attributes.values() if type(value) in CONTAINERS]
+    contents = [(value, value.copy() if value else ()) for value in attributes.values() if type(value) in CONTAINERS]
     return module, attributes, contents
 
 
@@ -147,7 +164,7 @@ def _swap(module: torch.nn.Module, fakes: Fakes) -> None:
         table.update({name: fakes.of(tensor) for name, tensor in table.items() if tensor is not None})
     attributes = module.__dict__
     for name, value in list(attributes.items()):
-        if name in ("_parameters", "_buffers", "_modules"):
+        if type(value) in NO_TENSORS or name in ("_parameters", "_buffers", "_modules"):
             continue
         if isinstance(value, torch.Tensor):
             attributes[name] = fakes.of(value)

@@ -54,6 +54,7 @@ OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 REFERENCE_FILES = os.path.join(OWN_FOLDER, "reference_")  # the built-in models are models, not front end
 RNG_NAME = "rng state"
 DROPPED_NAMESPACES = frozenset(("prim", "prims", "profiler"))
+DEVICE_OF = torch.ops.prim.device.default
 LIFTS = frozenset(("aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift.default"))
 # Ops that write arguments which their schema does not mark: argument positions, and the position of the flag that says so.
 UNMARKED_WRITES = {
@@ -267,6 +268,8 @@ class Recorder(TorchDispatchMode):
         if info is None:
             info = self._infos[func] = op_info(func)
         if info.dropped:
+            if func is DEVICE_OF and isinstance(args[0], FakeTensor):
+                return args[0].fake_device
             return func(*args, **kwargs)
         inputs: list[int] = []
         refs: dict[int, Ref] = {}

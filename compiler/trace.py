@@ -12,6 +12,7 @@ On every rung values that depend only on known data (real inputs, constants) are
 from __future__ import annotations
 
 import contextlib
+import gc
 import inspect
 import os
 import re
@@ -92,13 +93,15 @@ def _check_request(args: Any, kwargs: Any, device: str, mode: str) -> None:
 def _climb(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], allow_real_run: bool) -> Graph:
     """The first rung that holds; its error, put in words, when none does."""
     factory = _is_factory(model)
+    light: Any = None
+    real: Any = None
     failure: Exception | None = None
     if factory:
         try:
             with weightless(meta=True) as skipped:
                 light = _built(model)
-        except Exception:
-            light = None
+        except Exception as error:
+            failure = error
         if light is not None:
             try:
                 return _record_fake(light, args, kwargs, "meta", skipped)
@@ -121,7 +124,7 @@ def _climb(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], allow_rea
     if not allow_real_run:
         raise explain(failure, real) from failure
     if factory:
-        del real
+        light = real = failure = None
         with user_errors(model):
             real = _built(model)
     return _record_real(real, args, kwargs)
@@ -176,11 +179,23 @@ def _record_fake(
     recorder = answers.recorder = Recorder(_name(model), fakes=fakes, answer=answers.ask)
     declare_weights(recorder, model, skipped)
     fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs, model)
-    with borrowed(model, fakes), torch.no_grad(), eager_branches(), kernel_strides(fakes.mode):
+    with borrowed(model, fakes), torch.no_grad(), eager_branches(), kernel_strides(fakes.mode), _no_collection():
         model.eval()
         with fakes.mode, recorder, recorder.scopes(model):
             result = model(*fake_args, **fake_kwargs)
     return _finished(recorder, model, result, rung, answers)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Inside: Python's cycle collector rests. It would end tensors at moments that differ from run to run."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _record_real(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Graph:
