@@ -10,13 +10,14 @@ subgraphs need beyond its own operands and results as `workspace` (an upper boun
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from .errors import FormatError
 from .graph import Graph, GraphBuilder
 from .onnx_attrs import encode, op_name, shape_keys
+from .onnx_control import captured, control_flow
 from .onnx_files import PACKED, OnnxFile, Weights, check_tensor, packed_size, read_model
 from .onnx_sequences import Sequences
 from .onnx_shapes import ShapeInference
@@ -37,7 +38,7 @@ def from_onnx(model: Any, *, name: str | None = None, shapes: Mapping[str, Seque
     """
     file = read_model(model)
     graph = _inlined(file).graph
-    importer = _Importer(file, GraphBuilder(name or graph.name or "onnx"), dict(shapes or {}))
+    importer = Importer(file, GraphBuilder(name or graph.name or "onnx"), dict(shapes or {}))
     return importer.model(graph)
 
 
@@ -75,15 +76,27 @@ def _inlined(file: OnnxFile) -> onnx.ModelProto:
 
 
 @dataclass
-class _Scope:
+class Scope:
     """What a list of nodes can see: tensor id by value name, the types of those values, and the sequences of them."""
 
     tensors: dict[str, int]
     shapes: ShapeInference
     sequences: Sequences
 
+    def inside(self, graph: onnx.GraphProto) -> Scope:
+        """The scope of a subgraph that takes the place of its node: it sees all that this one does."""
+        shapes = self.shapes.child(declared(graph))
+        return Scope(dict(self.tensors), shapes, Sequences(shapes, self.sequences.members))
 
-class _Importer:
+    def below(self, graph: onnx.GraphProto) -> Scope:
+        """The scope of a subgraph that is a graph of its own: it knows the outer types and has no tensors yet."""
+        shapes = self.shapes.child(declared(graph))
+        return Scope({}, shapes, Sequences(shapes))
+
+
+class Importer:
+    """Fills a `GraphBuilder` from a graph proto, node by node."""
+
     def __init__(self, file: OnnxFile, builder: GraphBuilder, given: dict[str, Any]):
         self.file = file
         self.builder = builder
@@ -95,14 +108,18 @@ class _Importer:
     def error(self, text: str) -> FormatError:
         return FormatError(f"{self.file.label}: {text}")
 
+    def sub(self, name: str) -> Importer:
+        """An importer of a subgraph into a graph of its own."""
+        return Importer(self.file, GraphBuilder(name), self.given)
+
     # ---- the model ----------------------------------------------------------------------------------------------------
 
     def model(self, graph: onnx.GraphProto) -> Graph:
         import onnx
 
         opsets = {o.domain: o.version for o in self.file.model.opset_import}
-        shapes = ShapeInference(self.file, opsets, _declared(graph), self.given)
-        scope = _Scope({}, shapes, Sequences(shapes))
+        shapes = ShapeInference(self.file, opsets, declared(graph), self.given)
+        scope = Scope({}, shapes, Sequences(shapes))
         for name, value in self.given.items():
             if not isinstance(value, int) and not (isinstance(value, Sequence) and all(isinstance(d, int) and d >= 0 for d in value)):
                 raise FormatError(f"shapes[{name!r}] is {value!r}; a shape is a sequence of sizes, a named dimension one size")
@@ -133,7 +150,7 @@ class _Importer:
             values=Weights(self.file, self.protos),
         )  # fmt: skip
 
-    def graph_input(self, value: onnx.ValueInfoProto, scope: _Scope) -> None:
+    def graph_input(self, value: onnx.ValueInfoProto, scope: Scope) -> None:
         kind = value.type.WhichOneof("value")
         if kind != "tensor_type":
             raise self.error(f"input {value.name!r} is a {str(kind).removesuffix('_type')}; graphs hold tensors only")
@@ -163,18 +180,18 @@ class _Importer:
         scope.shapes.define(value.name, tensor.elem_type, shape)
         self.builder.inputs.append(self.define(value.name, scope, role="input"))
 
-    def initializers(self, graph: onnx.GraphProto, scope: _Scope) -> None:
+    def initializers(self, graph: onnx.GraphProto, scope: Scope) -> None:
         if graph.sparse_initializer:
             raise self.error(f"initializer {graph.sparse_initializer[0].values.name!r} is sparse; save the model with dense weights")
         for tensor in graph.initializer:
             self.constant(tensor.name, tensor, scope, "parameter")
 
-    def constant(self, name: str, tensor: onnx.TensorProto, scope: _Scope, role: str) -> None:
+    def constant(self, name: str, tensor: onnx.TensorProto, scope: Scope, role: str) -> None:
         check_tensor(tensor, self.file)
         scope.shapes.define_constant(name, tensor)
         self.protos[self.define(name, scope, role=role)] = tensor
 
-    def define(self, name: str, scope: _Scope, *, role: str = "activation", alias: int | None = None) -> int:
+    def define(self, name: str, scope: Scope, *, role: str = "activation", alias: int | None = None) -> int:
         """A tensor for value `name` of the type that inference gave it: on the storage of tensor `alias`, or on one of its own."""
         if not name:
             raise self.error("a value has no name")
@@ -191,7 +208,7 @@ class _Importer:
         scope.tensors[name] = self.builder.tensor(shape, dtype, storage, offset=offset, name=name)
         return scope.tensors[name]
 
-    def resolve(self, name: str, scope: _Scope, user: str) -> int:
+    def resolve(self, name: str, scope: Scope, user: str) -> int:
         if name not in scope.tensors:
             fault = "is a sequence; graphs hold tensors only" if name in scope.sequences.members else "is defined nowhere"
             raise self.error(f"{user} {name!r} {fault}")
@@ -199,10 +216,10 @@ class _Importer:
 
     # ---- nodes --------------------------------------------------------------------------------------------------------
 
-    def nodes(self, graph: onnx.GraphProto, scope: _Scope) -> None:
+    def nodes(self, graph: onnx.GraphProto, scope: Scope) -> None:
         makers = {name: node for node in graph.node for name in node.output if name}
         for node in graph.node:
-            for name in (*node.input, *_captured(node)):
+            for name in (*node.input, *captured(node)):
                 if name and name not in scope.tensors and name not in scope.sequences.members:
                     self.missing(name, node, makers)
             if node.domain in ("", "ai.onnx") and scope.sequences.concerns(node):
@@ -212,12 +229,12 @@ class _Importer:
                     raise self.error(f"{scope.shapes.called(node)} has {len(node.output)} results")
                 self.constant(node.output[0], self.constant_value(node), scope, "constant")
             elif node.op_type in CONTROL_FLOW and node.domain in ("", "ai.onnx"):
-                self.control_flow(node, scope)
+                control_flow(self, node, scope)
             else:
                 scope.shapes.infer(node)
                 self.node(node, scope)
 
-    def sequence(self, node: onnx.NodeProto, scope: _Scope) -> None:
+    def sequence(self, node: onnx.NodeProto, scope: Scope) -> None:
         """Add what stands for a node that makes or reads a sequence."""
         nodes, constants, renamed = scope.sequences.dissolve(node)
         for name, tensor in constants.items():
@@ -229,7 +246,7 @@ class _Importer:
         for name, known in renamed.items():
             self.rename(name, self.resolve(known, scope, "sequence member"), known, scope, scope)
 
-    def rename(self, name: str, tensor: int, known: str, inner: _Scope, scope: _Scope) -> None:
+    def rename(self, name: str, tensor: int, known: str, inner: Scope, scope: Scope) -> None:
         """Let value `name` of `scope` be the tensor that `inner` knows as `known`."""
         if name in scope.tensors:
             raise self.error(f"value {name!r} is defined twice")
@@ -244,7 +261,7 @@ class _Importer:
             raise self.error(f"{called(node)} reads {name!r}, which nothing defines")
         seen, stack = {name}, [name]
         while stack:
-            for operand in (*makers[value].input, *_captured(makers[value])) if (value := stack.pop()) in makers else ():
+            for operand in (*makers[value].input, *captured(makers[value])) if (value := stack.pop()) in makers else ():
                 if operand in node.output:
                     raise self.error(
                         f"the graph is cyclic: {called(node)} reads {name!r}, which {called(makers[name])} makes from its result"
@@ -274,7 +291,7 @@ class _Importer:
                     raise self.error(f"{ShapeInference.called(node)} holds no value of its kind: {error}") from error
         raise self.error(f"{ShapeInference.called(node)} holds {[a.name for a in node.attribute]}, not one dense value")
 
-    def node(self, node: onnx.NodeProto, scope: _Scope, captures: Sequence[str] = (), workspace: int = 0) -> None:
+    def node(self, node: onnx.NodeProto, scope: Scope, captures: Sequence[str] = (), workspace: int = 0) -> None:
         """Add `node`, whose results have types in `scope`."""
         if not any(node.output):
             raise self.error(f"{ShapeInference.called(node)} has no results")
@@ -293,135 +310,11 @@ class _Importer:
             op_name(node.domain, node.op_type), inputs, outputs, attrs=attrs, scope=module, source=source, workspace=workspace
         )
 
-    # ---- control flow -------------------------------------------------------------------------------------------------
-
-    def control_flow(self, node: onnx.NodeProto, scope: _Scope) -> None:
-        bodies = {a.name: a.g for a in node.attribute if a.type == a.GRAPH}
-        wanted = {"If": ("then_branch", "else_branch")}.get(node.op_type, ("body",))
-        if any(b not in bodies for b in wanted) or not node.input:
-            raise self.error(f"{ShapeInference.called(node)} lacks its operands or its {' or '.join(wanted)}")
-        if node.op_type == "If":
-            condition = scope.shapes.value(node.input[0])
-            if condition is not None and condition.size == 1:
-                self.inline(node, bodies["then_branch" if bool(condition.reshape(())) else "else_branch"], scope)
-            else:
-                self.branches(node, [bodies[b] for b in wanted], scope)
-        else:
-            self.loop(node, bodies["body"], scope)
-
-    def inline(self, node: onnx.NodeProto, branch: onnx.GraphProto, scope: _Scope) -> None:
-        """Put the nodes of the branch that is always taken in place of the `If`."""
-        shapes = scope.shapes.child(_declared(branch))
-        inner = _Scope(dict(scope.tensors), shapes, Sequences(shapes, scope.sequences.members))
-        if len(branch.output) != len(node.output):
-            raise self.error(f"{ShapeInference.called(node)} has {len(node.output)} results, its branch {len(branch.output)}")
-        self.initializers(branch, inner)
-        self.nodes(branch, inner)
-        for name, value in zip(node.output, branch.output, strict=True):
-            tensor = self.resolve(value.name, inner, "branch output")
-            if name:
-                self.rename(name, tensor, value.name, inner, scope)
-
-    def body(self, graph: onnx.GraphProto, scope: _Scope, operands: Sequence[tuple[int, tuple[int, ...]]]) -> tuple[Graph, _Scope]:
-        """A subgraph as a graph of its own, with what it captures as constants, given the types of its formal inputs."""
-        if len(graph.input) != len(operands):
-            raise self.error(f"subgraph {graph.name!r} takes {len(graph.input)} operands and is given {len(operands)}")
-        sub = _Importer(self.file, GraphBuilder(graph.name or "body"), self.given)
-        shapes = scope.shapes.child(_declared(graph))
-        inner = _Scope({}, shapes, Sequences(shapes))
-        for name in _captures(graph):
-            if name not in scope.tensors:
-                raise self.error(f"subgraph {graph.name!r} reads {name!r}, which nothing defines before it")
-            sub.define(name, inner, role="constant")
-        for value, (elem_type, shape) in zip(graph.input, operands, strict=True):
-            inner.shapes.define(value.name, elem_type, shape)
-            inner.shapes.forget(value.name)
-            sub.builder.inputs.append(sub.define(value.name, inner, role="input"))
-        sub.initializers(graph, inner)
-        sub.nodes(graph, inner)
-        for value in graph.output:
-            sub.builder.outputs.append(sub.resolve(value.name, inner, "subgraph output"))
-        return sub.builder.build(), inner
-
-    def branches(self, node: onnx.NodeProto, graphs: Sequence[onnx.GraphProto], scope: _Scope) -> None:
-        workspace = 0
-        types: list[list[tuple[int, tuple[int, ...]]]] = []
-        for graph in graphs:
-            if len(graph.output) != len(node.output):
-                raise self.error(f"{ShapeInference.called(node)} has {len(node.output)} results, its branch {len(graph.output)}")
-            body, inner = self.body(graph, scope, ())
-            types.append([inner.shapes.of(value.name) for value in graph.output])
-            workspace = max(workspace, _inner_peak(body, False) - _born(body))
-        for name, first, second in zip(node.output, *types, strict=True):
-            if first != second:
-                raise self.error(
-                    f"{ShapeInference.called(node)} makes {name!r} of shape {first[1]} in one branch and {second[1]} in the other, and its "
-                    "condition is not known before it runs: export the model with a fixed branch"
-                )
-            if name:
-                scope.shapes.define(name, *first)
-        self.bounded.append(node.name or node.op_type)
-        self.node(node, scope, _captured(node), max(0, workspace))
-
-    def loop(self, node: onnx.NodeProto, graph: onnx.GraphProto, scope: _Scope) -> None:
-        called, shapes = ShapeInference.called(node), scope.shapes
-        ints = {a.name: list(a.ints) for a in node.attribute}
-        if node.op_type == "Loop":
-            names = list(node.input[2:])
-            trips = shapes.value(node.input[0]) if node.input[0] else None
-            count = int(trips.reshape(())) if trips is not None and trips.size == 1 else None
-            carried, slices = [shapes.of(n) for n in names], []
-            formal = [(7, ()), (9, ()), *carried]
-            out_axes: list[int] = []
-        else:
-            if shapes.opsets.get("", 0) < 9:
-                raise self.error(f"{called} is of operator set 8, whose Scan has a batch axis; convert the model to 9 or later")
-            many = next((a.i for a in node.attribute if a.name == "num_scan_inputs"), 0)
-            at = len(node.input) - many
-            if not 0 < many <= len(node.input):
-                raise self.error(f"{called} has num_scan_inputs {many} and {len(node.input)} operands")
-            carried, slices, count = [shapes.of(n) for n in node.input[:at]], [], None
-            axes = ints.get("scan_input_axes") or [0] * many
-            out_axes = ints.get("scan_output_axes", [])
-            for name, axis in zip(node.input[at:], axes, strict=False):
-                elem_type, shape = shapes.of(name)
-                if not -len(shape) <= axis < len(shape):
-                    raise self.error(f"{called} scans axis {axis} of {name!r}, which has shape {shape}")
-                count = shape[axis]
-                slices.append((elem_type, tuple(d for i, d in enumerate(shape) if i != axis % len(shape))))
-            formal = [*carried, *slices]
-        body, inner = self.body(graph, scope, formal)
-        results = [value.name for value in graph.output][1 if node.op_type == "Loop" else 0 :]
-        if len(results) != len(node.output) or len(results) < len(carried):
-            raise self.error(f"{called} has {len(node.output)} results, its body makes {len(results)}")
-        for i, (name, result) in enumerate(zip(node.output, results, strict=True)):
-            elem_type, shape = inner.shapes.of(result)
-            if i < len(carried) and (elem_type, shape) != carried[i]:
-                raise self.error(f"{called} carries a value of shape {carried[i][1]} that its body makes {shape}: it grows while it runs")
-            if i >= len(carried):
-                if count is None:
-                    got = shapes.override(name, None)
-                    if got is None:
-                        raise self.error(
-                            f"{called} makes {name!r} one slice an iteration and the number of iterations is data: "
-                            f"state its shape as an upper bound, from_onnx(..., shapes={{{name!r}: (...)}}), with value_info in the model"
-                        )
-                    elem_type, shape = got
-                else:
-                    k = i - len(carried)
-                    axis = out_axes[k] % (len(shape) + 1) if k < len(out_axes) else 0
-                    shape = (*shape[:axis], count, *shape[axis:])
-            if name:
-                shapes.define(name, elem_type, shape)
-        kept = _born(body, range(1, 1 + len(carried)) if node.op_type == "Loop" else range(len(carried)))
-        self.bounded.append(node.name or node.op_type)
-        self.node(node, scope, _captured(node), max(0, _inner_peak(body, True) - kept))
-
 
 # ---- facts of protos and of small graphs ------------------------------------------------------------------------------
 
 
-def _is_view(node: onnx.NodeProto, scope: _Scope) -> bool:
+def _is_view(node: onnx.NodeProto, scope: Scope) -> bool:
     """Whether the first result of `node` is its first operand under another shape."""
     if node.domain not in ("", "ai.onnx") or not node.input or not node.input[0] or not node.output[0]:
         return False
@@ -432,51 +325,6 @@ def _is_view(node: onnx.NodeProto, scope: _Scope) -> bool:
         old = any(a.name == "is_test" and not a.i for a in node.attribute)
         return training is not None and not bool(training) and not old
     return node.op_type in VIEWS
-
-
-def _declared(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
-    return {value.name: value.type for value in (*graph.value_info, *graph.output)}
-
-
-def _subgraphs(node: onnx.NodeProto) -> Iterable[onnx.GraphProto]:
-    for attribute in node.attribute:
-        if attribute.type == attribute.GRAPH:
-            yield attribute.g
-        elif attribute.type == attribute.GRAPHS:
-            yield from attribute.graphs
-
-
-def _captured(node: onnx.NodeProto) -> list[str]:
-    """Outer values that the subgraphs of `node` read, each once, in order of first use."""
-    return list(dict.fromkeys(name for graph in _subgraphs(node) for name in _captures(graph)))
-
-
-def _captures(graph: onnx.GraphProto) -> list[str]:
-    inside = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
-    inside.update(name for node in graph.node for name in node.output)
-    used = [name for node in graph.node for name in (*node.input, *_captured(node))]
-    used += [value.name for value in graph.output]
-    return [name for name in dict.fromkeys(used) if name and name not in inside]
-
-
-def _inner_peak(graph: Graph, count_inputs: bool) -> int:
-    """Most bytes alive at once while `graph` runs, weights and captured values apart; with its inputs if `count_inputs`."""
-    counted = {s.id for s in graph.storages if s.role == "activation" or (count_inputs and s.role == "input")}
-    last = {s: node.id for node in graph.nodes for s in graph.touches[node.id]}
-    alive = {s for s in counted if graph.storages[s].role == "input" and s in last}
-    peak = 0
-    for node in graph.nodes:
-        alive.update(s for s in graph.touches[node.id] if s in counted)
-        peak = max(peak, sum(graph.storages[s].nbytes for s in alive) + node.workspace)
-        alive -= {s for s in alive if last[s] <= node.id and s not in graph.pinned}
-    return peak
-
-
-def _born(graph: Graph, outputs: Iterable[int] | None = None) -> int:
-    """Bytes of the outputs (all, or those at these positions) that `graph` itself makes."""
-    chosen = graph.outputs if outputs is None else [graph.outputs[i] for i in outputs]
-    storages = {graph.tensors[t].storage for t in chosen}
-    return sum(graph.storages[s].nbytes for s in storages if graph.storages[s].role == "activation")
 
 
 def _spell(tensor: onnx.TypeProto.Tensor) -> str:
@@ -504,3 +352,7 @@ def _origin(node: onnx.NodeProto) -> tuple[str, str]:
         else:
             path.append(part)
     return ".".join(path), source
+
+
+def declared(graph: onnx.GraphProto) -> dict[str, onnx.TypeProto]:
+    return {value.name: value.type for value in (*graph.value_info, *graph.output)}

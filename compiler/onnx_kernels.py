@@ -24,6 +24,12 @@ class Unsupported(Exception):
     """This form of an operator has no torch counterpart here."""
 
 
+def require(fine: bool, what: str) -> None:
+    """Raise `Unsupported` unless `fine`."""
+    if not fine:
+        raise Unsupported(what)
+
+
 def ints(value: Ints) -> list[int]:
     """A list of ints from an attribute or an operand."""
     if isinstance(value, Tensor):

@@ -1,4 +1,4 @@
-"""ONNX operators of neural networks in torch: contractions, convolutions, pools, norms, resizing, recurrences, quantization.
+"""ONNX operators of neural networks in torch: contractions, convolutions, pools, norms, resizing.
 
 Conventions as in `onnx_kernels`. A kernel that takes `results` returns a tuple of that many tensors. One that meets a form torch has
 no direct counterpart for raises `Unsupported`, and the operator is left to onnx's reference implementation.
@@ -14,13 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .onnx_kernels import Ints, Unsupported, ints, torch_dtype
-
-
-def _require(fine: bool, what: str) -> None:
-    if not fine:
-        raise Unsupported(what)
-
+from .onnx_kernels import Ints, ints, require
 
 # ---- contractions -----------------------------------------------------------------------------------------------------
 
@@ -41,7 +35,7 @@ def einsum(*operands: Tensor, equation: str) -> Tensor:
 def fused_matmul(
     a: Tensor, b: Tensor, *, alpha: float = 1.0, transA: int = 0, transB: int = 0, transBatchA: int = 0, transBatchB: int = 0
 ) -> Tensor:
-    _require(not (transBatchA or transBatchB), "batch axes transposed")
+    require(not (transBatchA or transBatchB), "batch axes transposed")
     a, b = a.transpose(-1, -2) if transA and a.ndim > 1 else a, b.transpose(-1, -2) if transB and b.ndim > 1 else b
     return alpha * (a @ b)
 
@@ -51,11 +45,11 @@ def attention(
     lengths: Tensor | None = None, *, is_causal: int = 0, scale: float | None = None, softcap: float = 0.0, q_num_heads: int = 0,
     kv_num_heads: int = 0, qk_matmul_output_mode: int = 0, softmax_precision: int = 0,
 ) -> Tensor:  # fmt: skip
-    _require(past_key is None and past_value is None and lengths is None and softcap == 0, "caches, lengths, softcap")
+    require(past_key is None and past_value is None and lengths is None and softcap == 0, "caches, lengths, softcap")
     heads = q.ndim == 3
     if heads:
         q, k, v = (t.unflatten(-1, (n, -1)).transpose(1, 2) for t, n in ((q, q_num_heads), (k, kv_num_heads), (v, kv_num_heads)))
-    _require(not (is_causal and mask is not None), "causal with a mask")
+    require(not (is_causal and mask is not None), "causal with a mask")
     out = F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=bool(is_causal), scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
@@ -116,7 +110,7 @@ def fused_conv(
     if activation in simple:
         return simple[activation](y)
     values = list(activation_params or ())
-    _require(activation in ("LeakyRelu", "Clip") and bool(values), f"activation {activation}")
+    require(activation in ("LeakyRelu", "Clip") and bool(values), f"activation {activation}")
     return F.leaky_relu(y, values[0]) if activation == "LeakyRelu" else torch.clamp(y, values[0], values[1])
 
 
@@ -181,7 +175,7 @@ def average_pool(
     kernel = ints(kernel_shape)
     n = len(kernel)
     steps, spread = ints(strides) or [1] * n, ints(dilations) or [1] * n
-    _require(all(d == 1 for d in spread), "dilated average pool")
+    require(all(d == 1 for d in spread), "dilated average pool")
     sides, grown = _pool_sides(x, kernel, steps, spread, pads, auto_pad, ceil_mode)
     pool: Callable[..., Tensor] = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[n - 1]
     if not ceil_mode and all(b == a and 2 * b <= k for (b, a), k in zip(sides, kernel, strict=True)):
@@ -215,7 +209,7 @@ def softmax(x: Tensor, *, axis: int | None = None, opset: int = 13) -> Tensor:
 def log_softmax(x: Tensor, *, axis: int | None = None, opset: int = 13) -> Tensor:
     if opset >= 13:
         return F.log_softmax(x, -1 if axis is None else axis)
-    _require(axis in (-1, x.ndim - 1) or x.ndim == 2, "log-softmax over several axes")
+    require(axis in (-1, x.ndim - 1) or x.ndim == 2, "log-softmax over several axes")
     return F.log_softmax(x, -1)
 
 
@@ -223,7 +217,7 @@ def batch_norm(
     x: Tensor, scale: Tensor, bias: Tensor, mean: Tensor, var: Tensor, *, epsilon: float = 1e-5, momentum: float = 0.9, spatial: int = 1,
     training_mode: int = 0,
 ) -> Tensor:  # fmt: skip
-    _require(not training_mode and bool(spatial), "batch norm in training")
+    require(not training_mode and bool(spatial), "batch norm in training")
     return F.batch_norm(x, mean, var, scale, bias, False, 0.0, epsilon)
 
 
@@ -276,7 +270,7 @@ def resize(
     antialias: int = 0, exclude_outside: int = 0, extrapolation_value: float = 0.0, axes: Ints = None,
     keep_aspect_ratio_policy: str = "stretch",
 ) -> Tensor:  # fmt: skip
-    _require(axes is None and keep_aspect_ratio_policy == "stretch" and not exclude_outside and x.ndim in (3, 4, 5), "resize of some axes")
+    require(axes is None and keep_aspect_ratio_policy == "stretch" and not exclude_outside and x.ndim in (3, 4, 5), "resize of some axes")
     if sizes is not None and sizes.numel():
         target = ints(sizes)
         factors = [t / d for t, d in zip(target, x.shape, strict=True)]
@@ -284,7 +278,7 @@ def resize(
         assert scales is not None, "Resize has scales or sizes"
         factors = [float(s) for s in scales.tolist()]
         target = [math.floor(d * s) for d, s in zip(x.shape, factors, strict=True)]
-    _require(target[:2] == list(x.shape[:2]), "resize of batch or channels")
+    require(target[:2] == list(x.shape[:2]), "resize of batch or channels")
     kinds = {"linear": ("linear", "bilinear", "trilinear"), "cubic": ("", "bicubic", "")}
     if mode == "nearest":
         return _nearest(x, target[2:], factors[2:], coordinate_transformation_mode, nearest_mode)
@@ -293,8 +287,8 @@ def resize(
     half = coordinate_transformation_mode in ("half_pixel", "pytorch_half_pixel") and min(target[2:]) > 1
     exact = all(round(d * f) == t and d * f == t for d, f, t in zip(x.shape[2:], factors[2:], target[2:], strict=True))
     by_size = sizes is not None and sizes.numel() > 0
-    _require(bool(kind) and ((aligned and (exact or by_size)) or (half and exact)) and cubic_coeff_a == -0.75, "this interpolation")
-    _require(not antialias, "antialiasing")
+    require(bool(kind) and ((aligned and (exact or by_size)) or (half and exact)) and cubic_coeff_a == -0.75, "this interpolation")
+    require(not antialias, "antialiasing")
     return F.interpolate(x, size=target[2:], mode=kind, align_corners=aligned)
 
 
@@ -306,7 +300,7 @@ def _nearest(x: Tensor, target: Sequence[int], factors: Sequence[float], transfo
         elif transformation == "asymmetric":
             at = at / factor
         else:
-            _require(transformation == "align_corners", transformation)
+            require(transformation == "align_corners", transformation)
             at = at * (old - 1) / max(1, size - 1)
         rounded = {
             "round_prefer_floor": lambda t: torch.ceil(t - 0.5), "round_prefer_ceil": lambda t: torch.floor(t + 0.5),
@@ -344,7 +338,7 @@ def top_k(x: Tensor, k: Any = None, *, axis: int = -1, largest: int = 1, sorted:
 
 
 def dropout(x: Tensor, ratio: Any = 0.5, training: Tensor | None = None, *, seed: int | None = None, results: int) -> tuple[Tensor, ...]:
-    _require(training is None or not bool(training), "dropout in training")
+    require(training is None or not bool(training), "dropout in training")
     return (x.clone(), torch.ones_like(x, dtype=torch.bool))[:results]
 
 
@@ -354,147 +348,6 @@ def skip_layer_norm(
     total = x + skip if extra is None else x + skip + extra
     normed = F.layer_norm(total, total.shape[-1:], scale, bias, epsilon)
     return (normed, *(torch.zeros(0) for _ in range(2)), total)[:results]
-
-
-def _recurrent(
-    kind: str,
-    gates: Sequence[int],
-    x: Tensor,
-    w: Tensor,
-    r: Tensor,
-    b: Tensor | None,
-    states: Sequence[Tensor | None],
-    direction: str,
-    hidden: int,
-) -> tuple[Tensor, ...]:
-    """Run torch's recurrence `kind`, whose gates are ONNX's reordered by `gates`; y is (steps, directions, batch, hidden)."""
-    ways = w.shape[0]
-    weights: list[Tensor] = []
-    for d in range(ways):
-
-        def torch_order(t: Tensor) -> Tensor:
-            return torch.cat([t.unflatten(0, (len(gates), hidden))[g] for g in gates])
-
-        weights += [torch_order(w[d]), torch_order(r[d])]
-        if b is not None:
-            half = b.shape[1] // 2
-            weights += [torch_order(b[d, :half]), torch_order(b[d, half:])]
-    initial = [torch.zeros(ways, x.shape[1], hidden, dtype=x.dtype) if s is None else s for s in states]
-    x = x.flip(0) if direction == "reverse" else x
-    run = getattr(torch, kind)
-    state = tuple(initial) if len(initial) > 1 else initial[0]
-    y, *last = run(x, state, weights, b is not None, 1, 0.0, False, direction == "bidirectional", False)
-    y = y.unflatten(-1, (ways, hidden)).transpose(1, 2)
-    return ((y.flip(0) if direction == "reverse" else y).contiguous(), *last)
-
-
-def lstm(
-    x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | None = None, h: Tensor | None = None,
-    c: Tensor | None = None, peepholes: Tensor | None = None, *, direction: str = "forward", hidden_size: int, layout: int = 0,
-    activations: Any = None, input_forget: int = 0, clip: float | None = None, results: int,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    usual = activations is None or [a.lower() for a in activations] == ["sigmoid", "tanh", "tanh"] * w.shape[0]
-    _require(lengths is None and peepholes is None and not layout and not input_forget and clip is None and usual, "this LSTM")
-    return _recurrent("lstm", (0, 2, 3, 1), x, w, r, b, (h, c), direction, hidden_size)[:results]
-
-
-def gru(
-    x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | None = None, h: Tensor | None = None, *,
-    direction: str = "forward", hidden_size: int, layout: int = 0, activations: Any = None, linear_before_reset: int = 0,
-    clip: float | None = None, results: int,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    usual = activations is None or [a.lower() for a in activations] == ["sigmoid", "tanh"] * w.shape[0]
-    _require(lengths is None and not layout and bool(linear_before_reset) and clip is None and usual, "this GRU")
-    return _recurrent("gru", (1, 0, 2), x, w, r, b, (h,), direction, hidden_size)[:results]
-
-
-def rnn(
-    x: Tensor, w: Tensor, r: Tensor, b: Tensor | None = None, lengths: Tensor | None = None, h: Tensor | None = None, *,
-    direction: str = "forward", hidden_size: int, layout: int = 0, activations: Any = None, clip: float | None = None, results: int,
-) -> tuple[Tensor, ...]:  # fmt: skip
-    kinds = {a.lower() for a in activations or ["tanh"]}
-    _require(lengths is None and not layout and clip is None and len(kinds) == 1 and kinds <= {"tanh", "relu"}, "this RNN")
-    return _recurrent(f"rnn_{kinds.pop()}", (0,), x, w, r, b, (h,), direction, hidden_size)[:results]
-
-
-# ---- quantization -----------------------------------------------------------------------------------------------------
-
-
-def _along(t: Tensor, x: Tensor, axis: int) -> Tensor:
-    """A per-axis scale or zero point, shaped to broadcast over `x`."""
-    if t.ndim != 1 or t.numel() == 1:
-        _require(t.numel() == 1, "blocked quantization")
-        return t.reshape(())
-    sizes = [1] * x.ndim
-    sizes[axis] = -1
-    return t.reshape(sizes)
-
-
-def quantize(
-    x: Tensor,
-    scale: Tensor,
-    zero: Tensor | None = None,
-    *,
-    axis: int = 1,
-    block_size: int = 0,
-    output_dtype: int = 0,
-    saturate: int = 1,
-    precision: int = 0,
-) -> Tensor:
-    dtype = zero.dtype if zero is not None else torch_dtype(output_dtype) if output_dtype else torch.uint8
-    _require(not dtype.is_floating_point and not block_size, "quantization to floats or in blocks")
-    offset = 0 if zero is None else _along(zero, x, axis).to(x.dtype)
-    limits = torch.iinfo(dtype)
-    return torch.clamp(torch.round(x / _along(scale, x, axis)) + offset, limits.min, limits.max).to(dtype)
-
-
-def dequantize(
-    x: Tensor, scale: Tensor, zero: Tensor | None = None, *, axis: int = 1, block_size: int = 0, output_dtype: int = 0
-) -> Tensor:
-    _require(not block_size, "quantization in blocks")
-    shifted = x.to(torch.int32) if zero is None else x.to(torch.int32) - _along(zero, x, axis).to(torch.int32)
-    _require(not x.dtype.is_floating_point, "dequantization of floats")
-    return (shifted.to(scale.dtype) * _along(scale, x, axis)).to(scale.dtype)
-
-
-def conv_integer(x: Tensor, w: Tensor, x_zero: Tensor | None = None, w_zero: Tensor | None = None, **conv_attributes: Any) -> Tensor:
-    a = x.double() - (0 if x_zero is None else x_zero.double())
-    k = w.double() - (0 if w_zero is None else w_zero.double().reshape(-1, *[1] * (w.ndim - 1)))
-    return conv(a, k, **conv_attributes).to(torch.int32)
-
-
-def matmul_integer(a: Tensor, b: Tensor, a_zero: Tensor | None = None, b_zero: Tensor | None = None) -> Tensor:
-    left = a.double() - (
-        0 if a_zero is None else a_zero.double().reshape(-1, 1) if a_zero.ndim == 1 and a_zero.numel() > 1 else a_zero.double()
-    )
-    return (left @ (b.double() - (0 if b_zero is None else b_zero.double()))).to(torch.int32)
-
-
-def qlinear_conv(
-    x: Tensor, x_scale: Tensor, x_zero: Tensor, w: Tensor, w_scale: Tensor, w_zero: Tensor, y_scale: Tensor, y_zero: Tensor,
-    b: Tensor | None = None, **conv_attributes: Any,
-) -> Tensor:  # fmt: skip
-    sums = conv_integer(x, w, x_zero, w_zero, **conv_attributes).double()
-    if b is not None:
-        sums = sums + b.double().reshape(-1, *[1] * (x.ndim - 2))
-    scale = (x_scale.double() * w_scale.double()).reshape(-1, *[1] * (x.ndim - 2)) / y_scale.double()
-    return quantize(sums * scale, torch.ones((), dtype=torch.float64), y_zero)
-
-
-def qlinear_matmul(
-    a: Tensor, a_scale: Tensor, a_zero: Tensor, b: Tensor, b_scale: Tensor, b_zero: Tensor, y_scale: Tensor, y_zero: Tensor
-) -> Tensor:
-    _require(a_scale.numel() == 1, "scales per row")
-    sums = matmul_integer(a, b, a_zero, b_zero).double()
-    return quantize(sums * (a_scale.double() * b_scale.double() / y_scale.double()), torch.ones((), dtype=torch.float64), y_zero)
-
-
-def dynamic_quantize(x: Tensor, *, results: int) -> tuple[Tensor, ...]:
-    low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
-    scale = (high - low) / 255
-    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
-    zero = torch.clamp(torch.round(-low / scale), 0, 255).to(torch.uint8)
-    return (quantize(x, scale, zero), scale, zero)[:results]
 
 
 # ---- onnxruntime's ----------------------------------------------------------------------------------------------------
@@ -518,11 +371,10 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "LogSoftmax": log_softmax, "BatchNormalization": batch_norm, "InstanceNormalization": instance_norm,
     "LayerNormalization": layer_norm, "GroupNormalization": group_norm, "RMSNormalization": rms_norm,
     "LpNormalization": lp_normalization, "LRN": lrn, "MeanVarianceNormalization": mean_variance_norm, "Resize": resize,
-    "Upsample": upsample, "GridSample": grid_sample, "QuantizeLinear": quantize, "DequantizeLinear": dequantize,
-    "ConvInteger": conv_integer, "MatMulInteger": matmul_integer, "QLinearConv": qlinear_conv, "QLinearMatMul": qlinear_matmul,
+    "Upsample": upsample, "GridSample": grid_sample,
 }  # fmt: skip
 TUPLE_KERNELS: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-    "Split": split, "TopK": top_k, "Dropout": dropout, "LSTM": lstm, "GRU": gru, "RNN": rnn, "DynamicQuantizeLinear": dynamic_quantize,
+    "Split": split, "TopK": top_k, "Dropout": dropout,
 }  # fmt: skip
 MICROSOFT: dict[str, Callable[..., Any]] = {
     "FusedConv": fused_conv, "FusedMatMul": fused_matmul, "BiasGelu": bias_gelu, "FastGelu": fast_gelu, "Gelu": F.gelu,

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from . import onnx_kernels, onnx_kernels_nn
+from . import onnx_kernels, onnx_kernels_nn, onnx_kernels_quantized, onnx_kernels_recurrent
 from .calls import Call
 from .errors import TraceError
 from .graph import Graph, Node
@@ -23,6 +23,9 @@ from .onnx_files import require_onnx, to_torch
 
 if TYPE_CHECKING:
     import numpy as np
+
+KERNELS = {**onnx_kernels.KERNELS, **onnx_kernels.REDUCTIONS, **onnx_kernels_nn.KERNELS, **onnx_kernels_quantized.KERNELS}
+TUPLE_KERNELS = {**onnx_kernels_nn.TUPLE_KERNELS, **onnx_kernels_quantized.TUPLE_KERNELS, **onnx_kernels_recurrent.TUPLE_KERNELS}
 
 
 def onnx_call(graph: Graph, node: Node, inputs: Sequence[Any]) -> Call:
@@ -79,9 +82,7 @@ class OnnxOp(nn.Module):
         if self.domain == "com.microsoft":
             singles, tuples = onnx_kernels_nn.MICROSOFT, onnx_kernels_nn.MICROSOFT_TUPLES
         elif self.domain in ("", "ai.onnx"):
-            singles, tuples = {**onnx_kernels.KERNELS, **onnx_kernels_nn.KERNELS}, onnx_kernels_nn.TUPLE_KERNELS
-            if self.op_type in onnx_kernels.REDUCTIONS:
-                return onnx_kernels.REDUCTIONS[self.op_type], False
+            singles, tuples = KERNELS, TUPLE_KERNELS
         else:
             return None, False
         kernel = tuples.get(self.op_type) or (singles.get(self.op_type) if len(self.made) == 1 else None)
