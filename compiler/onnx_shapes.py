@@ -308,6 +308,10 @@ class ShapeInference:
         operands = [self.value(name) if name else None for name in node.input]
         if any(value is None for value, name in zip(operands, node.input, strict=True) if name) or not self._bounded(node, operands):
             return None
+        if node.op_type == "ConstantOfShape":  # the reference wants its attribute as a proto
+            fill = np.asarray(attrs.get("value", np.zeros(1, np.float32))).reshape(-1)
+            sizes = [max(0, int(d)) for d in np.asarray(operands[0]).reshape(-1)]
+            return [np.full(sizes, fill[0])] if fill.size else None
         version = self.opsets.get("", self.opsets.get("ai.onnx", 1))
         try:
             with np.errstate(all="ignore"):

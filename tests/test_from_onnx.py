@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 
 import numpy as np
@@ -11,7 +12,7 @@ onnx = pytest.importorskip("onnx")
 
 from onnx import TensorProto, helper, numpy_helper  # noqa: E402
 
-from neaptide.compiler.errors import FormatError  # noqa: E402
+from neaptide.compiler.errors import FormatError, MissingExtraError  # noqa: E402
 from neaptide.compiler.from_onnx import from_onnx  # noqa: E402
 from neaptide.compiler.graph import Graph  # noqa: E402
 
@@ -86,6 +87,20 @@ def test_shape_arithmetic_is_followed_to_a_concrete_reshape():
     )
     assert graph.tensors[graph.outputs[0]].shape == (2, 12)
     assert graph.pinned == {graph.tensors[graph.inputs[0]].storage}
+
+
+def test_the_expand_of_a_class_token_is_followed():
+    """As torch writes `token.expand(n, -1, -1)`: the -1s are replaced by ones through ConstantOfShape, Equal and Where."""
+    nodes = [
+        helper.make_node("ConstantOfShape", ["three"], ["ones"], value=helper.make_tensor("v", INT64, [1], [1])),
+        helper.make_node("Mul", ["ones", "minus"], ["minuses"]),
+        helper.make_node("Equal", ["to", "minuses"], ["open"]),
+        helper.make_node("Where", ["open", "ones", "to"], ["shape"]),
+        helper.make_node("Expand", ["token", "shape"], ["y"]),
+    ]
+    weights = [weight(n, np.array(v)) for n, v in (("three", [3]), ("minus", -1), ("to", [5, -1, -1]))]
+    graph = from_onnx(model(nodes, [value("token", [1, 1, 8])], [value("y", [None, None, None])], weights))
+    assert graph.tensors[graph.outputs[0]].shape == (5, 1, 8)
 
 
 def test_a_dynamic_input_is_refused_by_name_and_accepted_with_shapes():
@@ -273,6 +288,12 @@ def test_files_that_are_no_models(tmp_path):
     for source, text in ((tmp_path / "none.onnx", "does not exist"), (tmp_path, "is a folder"), (b"hello", "ONNX"), (7, "not int")):
         with pytest.raises(FormatError, match=text):
             from_onnx(source)
+
+
+def test_without_onnx_the_error_names_the_extra(monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *rest: None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'neaptide\[onnx\]'"):
+        from_onnx(b"")
 
 
 def test_ill_formed_weights_are_named():
