@@ -12,7 +12,9 @@ import io
 import json
 import os
 import re
+import struct
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -69,7 +71,7 @@ def _check_members(path: Path, label: str) -> None:
                 raise FormatError(f"{label} is not a .pt2 archive of this torch: it has no single folder with models/*.json. {SAFER}")
             for name in names:
                 _check_member(archive, name, name.split("/", 1)[1] if "/" in name else name, label)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError) as error:
         raise FormatError(f"{label} is not a .pt2 archive or is cut short: {error}") from error
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import random
 import warnings
 import zipfile
 
@@ -239,6 +240,41 @@ def test_damaged_files_are_one_clear_error(saved, tmp_path):
             from_exported_program(path)
     with pytest.raises(NeaptideError, match="not Net"):
         from_exported_program(Net())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_flipped_bits_and_changed_json_give_a_graph_or_one_error(tmp_path):
+    program = torch.export.export(nn.Sequential(nn.Linear(4, 4), nn.ReLU()), (torch.randn(2, 4),))
+    path, rng = tmp_path / "small.pt2", random.Random(0)
+    torch.export.save(program, path)
+    whole = path.read_bytes()
+
+    def read():
+        try:
+            from_exported_program(path).check()
+        except NeaptideError as error:
+            assert "\n" not in str(error)
+
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(rng.randrange(1, 4)):
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(data)
+        read()
+    for _ in range(80):
+
+        def change(value):
+            while isinstance(value, dict | list) and value:
+                keys = list(value) if isinstance(value, dict) else range(len(value))
+                at = rng.choice(list(keys))
+                if rng.random() < 0.3 or not isinstance(value[at], dict | list) or not value[at]:
+                    value[at] = rng.choice([None, 0, -1, "x", [], {}, 1e9, "__import__('os')", True])
+                    return
+                value = value[at]
+
+        path.write_bytes(whole)
+        rewrite(path, edited(change))
+        read()
 
 
 @pytest.mark.parametrize("text", ["s0", "2*s0 + 1", "Max(1, s0//2)", "Symbol('s7', positive=True, integer=True)", "Eq(Mod(s1, 8), 0)"])
