@@ -32,7 +32,7 @@ BENCHMARKS = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(description="Every figure, into docs/results.md.")
     parser.add_argument("--quick", action="store_true", help="reduced runs, for a look; the page says so")
     parser.add_argument("--only", nargs="+", choices=sorted(BENCHMARKS), help="just these")
     parser.add_argument("--out", default=str(ROOT / "docs" / "results.md"))
