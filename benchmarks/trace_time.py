@@ -11,12 +11,12 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -115,6 +115,12 @@ def _timed(call: Callable[[], None]) -> float:
     return time.perf_counter() - started
 
 
+def _resident_peak() -> int:
+    """Largest resident set of this process in KiB; getrusage would count what the parent held when it forked."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmHWM")).split()[1])
+
+
 def _llama() -> dict[str, Any]:
     import benchmarks.torchvision_shim  # noqa: F401, I001
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -127,7 +133,7 @@ def _llama() -> dict[str, Any]:
     graph = trace(lambda: LlamaForCausalLM._from_config(LlamaConfig(), dtype=torch.bfloat16), (), {"input_ids": tokens})
     return {
         "seconds": time.perf_counter() - started,
-        "gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 << 20),
+        "gib": _resident_peak() / (1 << 20),
         "nodes": len(graph.nodes),
         "weights_gib": graph.bytes_by_role()["parameter"] / (1 << 30),
     }

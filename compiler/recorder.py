@@ -22,6 +22,7 @@ How to drive it::
 `finish` stops the watch on deaths, so the graph's `released` says None for what is still held then. `node_id` is the id that
 the next node gets, `started` that of the last node that has started. `event` adds a node for memory that dispatch does not show.
 Sizes that are symbolic go through `concrete` (default int); `sizes[storage id]` keeps the unconverted number of bytes.
+With `reuse`, layouts of fake results are remembered between equal calls (`compiler.fake_results`).
 `answer(func, args, kwargs)` is asked before each op whose result depends on data (see `compiler.answers`); it returns what the
 op returns, or `NotImplemented`.
 """
@@ -32,7 +33,7 @@ import contextlib
 import os
 import sys
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +48,7 @@ from .args import dtype_name, encode
 from .errors import TraceError
 from .fake import Fakes
 from .fake_kernels import FAKE_KERNELS
+from .fake_results import call_key, recall, remember
 from .graph import Graph, GraphBuilder, Ref
 
 TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
@@ -68,7 +70,7 @@ UNMARKED_WRITES = {
 class OpInfo:
     """What the schema of one operator says: `writes` are (position, name) of mutated arguments; `dropout` of a dropout probability.
 
-    `dependent`: the size of a result, or a number it returns, depends on data.
+    `dependent`: the size of a result, or a number it returns, depends on data. `plain`: it only makes new tensors.
     """
 
     name: str
@@ -78,6 +80,7 @@ class OpInfo:
     dropout: tuple[int, str] | None
     lift: bool
     dependent: bool
+    plain: bool
 
 
 def op_info(func: Any) -> OpInfo:
@@ -88,7 +91,9 @@ def op_info(func: Any) -> OpInfo:
     dropout = next(((i, a.name) for i, a in enumerate(arguments) if a.name in ("dropout_p", "dropout")), None)
     random = torch.Tag.nondeterministic_seeded in func.tags
     dependent = name in BOUNDS or torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
-    return OpInfo(name, func.namespace in DROPPED_NAMESPACES, writes, random, dropout, name in LIFTS, dependent)
+    special = writes or random or dependent or func.is_view or name in LIFTS or name in UNMARKED_WRITES or name in FAKE_KERNELS
+    plain = func.namespace == "aten" and not special
+    return OpInfo(name, func.namespace in DROPPED_NAMESPACES, writes, random, dropout, name in LIFTS, dependent, plain)
 
 
 def _code_kind(filename: str) -> str:
@@ -108,6 +113,7 @@ class Recorder(TorchDispatchMode):
         concrete: Callable[[Any], Any] = int,
         answer: Callable[[Any, tuple, Mapping[str, Any]], Any] | None = None,
         sources: bool = True,
+        reuse: bool = False,
     ):
         super().__init__()
         self.builder = GraphBuilder(name)
@@ -123,12 +129,14 @@ class Recorder(TorchDispatchMode):
         self.rng_storage: int | None = None
         self.source = ""
         self._sources = sources
+        self._reuse = reuse
         self._scope: list[str] = [""]
         self._forward_places: dict[int, tuple[str, str]] = {}
         self._released: list[int | None] = []
         self._watch: dict[int, tuple[weakref.ref, int]] = {}
         self._tensors: dict[int, tuple[weakref.ref, int, int]] = {}
         self._windows: dict[tuple, int] = {}
+        self._window_of: list[tuple] = []
         self._kept: list[Any] = []
         self._infos: dict[Any, OpInfo] = {}
         self._user_code: dict[Any, str] = {}
@@ -296,8 +304,7 @@ class Recorder(TorchDispatchMode):
         self.source = source
         out = self.answer(func, args, kwargs) if info.dependent and self.answer is not None else NotImplemented
         if out is NotImplemented:
-            run: Any = func if self.fakes is None else FAKE_KERNELS.get(info.name, func)
-            out = run(*args, **kwargs)
+            out = self._run(info, func, args, kwargs, attrs, inputs)
         writes = self._written(info, args, kwargs)
         outputs = self._results(info, out, attrs)
         self.builder.node(
@@ -311,6 +318,20 @@ class Recorder(TorchDispatchMode):
             phase=self.phase,
         )
         assert node == len(self.builder.nodes) - 1, "an op was recorded inside another"
+        return out
+
+    def _run(self, info: OpInfo, func: Any, args: tuple, kwargs: Any, attrs: dict[str, Any], inputs: Sequence[int]) -> Any:
+        """What the op returns: of itself, of a fake kernel of ours, or as remembered from an equal call on fakes."""
+        if self.fakes is None:
+            return func(*args, **kwargs)
+        if not (info.plain and self._reuse) or torch.is_grad_enabled():
+            kernel: Any = FAKE_KERNELS.get(info.name, func)
+            return kernel(*args, **kwargs)
+        key = call_key(func, attrs, [self._window_of[t] for t in inputs])
+        out = recall(key, self.fakes.mode)
+        if out is None:
+            out = func(*args, **kwargs)
+            remember(key, out, [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)])
         return out
 
     def _written(self, info: OpInfo, args: tuple, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
@@ -424,6 +445,7 @@ class Recorder(TorchDispatchMode):
         tid = self.builder.tensor(shape, dtype, sid, offset=offset, strides=strides, name=name)
         self._tensors[id(tensor)] = (weakref.ref(tensor), tid, cdata)
         self._windows[(sid, *window)] = tid
+        self._window_of.append(window)
         return tid
 
     def _add_storage(self, nbytes: Any, role: str, name: str) -> int:

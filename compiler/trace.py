@@ -111,7 +111,7 @@ def _climb(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], allow_rea
             with weightless(meta=False) as skipped:
                 real = _built(model)
         except Exception as error:
-            raise explain(failure or error, light or model) from error
+            raise explain(error if light is None or failure is None else failure, model) from error
     else:
         real, skipped = as_module(model), {}
     try:
@@ -176,7 +176,7 @@ def _record_fake(
     bounds = rung == "bounds"
     fakes = Fakes(QuickFakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if bounds else None))
     answers = Answers(bounds=bounds)
-    recorder = answers.recorder = Recorder(_name(model), fakes=fakes, answer=answers.ask)
+    recorder = answers.recorder = Recorder(_name(model), fakes=fakes, answer=answers.ask, reuse=not bounds)
     declare_weights(recorder, model, skipped)
     fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs, model)
     with borrowed(model, fakes), torch.no_grad(), eager_branches(), kernel_strides(fakes.mode), _no_collection():
