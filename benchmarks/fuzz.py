@@ -72,7 +72,9 @@ def main() -> int:
         "Graphs seen with " + ", ".join(f"{name}: {count:,}" for name, count in kinds.items()) + ".",
         f"Seeds {options.seed} to {options.seed + done - 1}; up to 10 nodes, every {LARGE_EVERY}th up to 13.",
     ]
-    return finish("fuzz", figures, ("claim", "graphs", "worker seconds"), rows, threads=options.workers, notes=notes, json_path=options.json)
+    return finish(
+        "fuzz", figures, ("claim", "graphs", "worker seconds"), rows, threads=options.workers, notes=notes, json_path=options.json
+    )
 
 
 def _run(seeds: range, workers: int, deadline: float) -> Iterator[Chunk]:
