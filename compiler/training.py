@@ -29,7 +29,7 @@ from .fake import Fakes, borrowed, kernel_strides
 from .graph import Graph
 from .in_place_gradients import accumulate_in_place
 from .optimizers import make_optimizer
-from .recorder import Recorder
+from .recorder import DROPPED_NAMESPACES, Recorder
 from .structure import tensors_in
 from .trace import declare_inputs, declare_weights, graph_meta, user_errors
 from .weightless import eager_branches
@@ -241,7 +241,7 @@ class TrainingRecorder(Recorder):
             self.phase = before
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: Mapping[str, Any] | None = None) -> Any:
-        if self._unsettled:
+        if self._unsettled and func.namespace not in DROPPED_NAMESPACES:
             self.settle()
         known = self.node_id
         out = super().__torch_dispatch__(func, types, args, kwargs)
@@ -252,7 +252,7 @@ class TrainingRecorder(Recorder):
             assert isinstance(node.attrs, dict)
             node.attrs["grad"] = True
             for tensor in out if isinstance(out, list | tuple) else (out,):
-                if isinstance(tensor, torch.Tensor):
+                if isinstance(tensor, torch.Tensor) and not tensor._is_view():
                     numbers = tuple(_numbers_as_tensors(func, args))
                     self._unsettled.append(_Recorded(weakref.ref(tensor), node.scope, node.source, numbers, node.id))
         elif func is torch.ops.aten.add.Tensor and self.phase == "backward" and _may_be_overwritten(args):
@@ -264,7 +264,8 @@ class TrainingRecorder(Recorder):
         return out
 
     def settle(self) -> None:
-        """Look at what autograd made of the last ops, which it does after they are dispatched.
+        """Look at what autograd made of the last ops, which it does after they are dispatched; views are left alone, whose history
+        changes when it is looked at before an in-place op on them is complete.
 
         Each of its nodes learns where in the model it comes from, so that the backward pass can be told module by module. Each
         number it saved, an 8-byte tensor made without dispatch, becomes a node; numbers are saved past any saved-tensor hooks,

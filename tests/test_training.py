@@ -68,6 +68,20 @@ class Convolutional(nn.Module):
         return self.head((x + F.relu(self.body(x)) / 3).mean((2, 3)))
 
 
+class InPlace(nn.Module):
+    """In-place ops on views, with numbers and with tensors that need gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 12), nn.Linear(12, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.cat([self.a(x), x], 1)[:, :8]
+        y += self.b(x)
+        z = self.b(x).mul_(3.0)
+        return y * z
+
+
 class Tied(nn.Module):
     """One weight used twice, an LSTM whose saved state fake tensors call empty."""
 
@@ -87,6 +101,7 @@ CASES = {
     "checkpointed": (lambda: Residual(checkpointed=True), torch.randn(4, 9, 24), "adamw:fused", {"accumulate": 2}),
     "convolutional": (Convolutional, torch.randn(2, 3, 12, 12), "sgd:momentum=0.9", {"set_to_none": False}),
     "autocast": (Convolutional, torch.randn(2, 3, 12, 12), "adam:foreach", {"autocast": "bfloat16"}),
+    "in place": (InPlace, torch.randn(4, 12), "adamw:fused", {"accumulate": 2}),
     "tied": (Tied, torch.randint(40, (3, 7)), "adam", {}),
     "no optimizer": (Residual, torch.randn(4, 9, 24), None, {"loss": lambda y: (y * 2.5).mean()}),
 }
