@@ -30,7 +30,8 @@ MODELS = """
 torchvision:resnet50 torchvision:mobilenet_v2 torchvision:vit_b_16 torchvision:densenet121 torchvision:efficientnet_b0
 torchvision:convnext_tiny torchvision:swin_t torchvision:shufflenet_v2_x1_0 torchvision:regnet_y_400mf torchvision:r3d_18
 timm:mixer_s16_224 timm:xcit_small_12_p16_224 timm:ghostnet_050 timm:caformer_s18 timm:repvit_m0_9 timm:hrnet_w18_small
-transformers:bert transformers:gpt2 transformers:t5 transformers:llama transformers:whisper transformers:deberta
+transformers:bert transformers:gpt2 transformers:distilbert transformers:electra transformers:vit transformers:deberta
+transformers:roberta transformers:convnextv2
 diffusers:UNet2DModel diffusers:DiTTransformer2DModel
 """.split()  # noqa: SIM905
 

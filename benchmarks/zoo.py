@@ -60,7 +60,7 @@ layoutlm layoutlmv3 led levit lfm2 lilt llama longformer longt5 m2m_100 mamba ma
 mobilenet_v1 mobilenet_v2 mobilevit mobilevitv2 modernbert modernbert-decoder mpnet mpt mra mt5 mvp nomic_bert nystromformer olmo2
 openai-gpt opt pegasus pegasus_x phi plbart poolformer prophetnet pvt pvt_v2 qwen2 qwen3 regnet rembert resnet roberta
 roberta-prelayernorm roc_bert roformer rt_detr rwkv segformer sew sew-d siglip smollm3 splinter squeezebert stablelm starcoder2
-swiftformer swin swin2sr swinv2 switch_transformers t5 table-transformer umt5 unispeech unispeech-sat vilt visual_bert vit vit_mae
+swiftformer swin swin2sr swinv2 switch_transformers t5 table-transformer umt5 unispeech unispeech-sat visual_bert vit vit_mae
 vit_msn vitdet wav2vec2 wav2vec2-conformer wavlm whisper xglm xlm-roberta xlnet yolos yoso
 """
 
@@ -260,7 +260,7 @@ def _transformers_inputs(kind: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
     model_class, config = _transformers_class(kind)
     main = model_class.main_input_name
     takes = inspect.signature(model_class.forward).parameters
-    images = main == "pixel_values" or ("pixel_values" in takes and (hasattr(config, "projection_dim") or kind in ("siglip", "vilt")))
+    images = main == "pixel_values" or ("pixel_values" in takes and (hasattr(config, "projection_dim") or kind == "siglip"))
     given: dict[str, Any] = {}
     if main == "input_ids" or (images and "input_ids" in takes):
         vocabulary = getattr(config.get_text_config(), "vocab_size", None) or 1000
