@@ -18,6 +18,7 @@ import typer
 
 from .cli_analyze import analyze
 from .cli_plan import allocate, schedule
+from .cli_targets import targets
 from .compiler.errors import NeaptideError
 
 app = typer.Typer(
@@ -32,6 +33,7 @@ INTERRUPTED = 130
 app.command()(analyze)
 app.command()(schedule)
 app.command()(allocate)
+app.command()(targets)
 
 
 @app.command()

@@ -1,0 +1,1 @@
+"""`neaptide cost`: the database of measured operators and networks, and predictors fitted to it."""
