@@ -1,6 +1,7 @@
 """`make bench`: run every figure, one after another on a quiet machine, and write docs/results.md from that one run.
 
-`python -m benchmarks.run [--quick] [--only NAME ...] [--out docs/results.md]`. Exits 1 when a figure is missed.
+`python -m benchmarks.run [--quick] [--resume] [--only NAME ...] [--out docs/results.md]`. Exits 1 when a figure is missed. Each benchmark
+leaves its result in out/bench; `--resume` takes up a run that was broken off and does again only what has no result there.
 """
 
 from __future__ import annotations
@@ -8,14 +9,15 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
+STORE = ROOT / "out" / "bench"
 
 BENCHMARKS = {
     "order": "Orders: proven optima on the public graphs",
@@ -34,13 +36,18 @@ BENCHMARKS = {
 def main() -> int:
     parser = argparse.ArgumentParser(description="Every figure, into docs/results.md.")
     parser.add_argument("--quick", action="store_true", help="reduced runs, for a look; the page says so")
-    parser.add_argument("--only", nargs="+", choices=sorted(BENCHMARKS), help="just these")
+    parser.add_argument("--resume", action="store_true", help="keep the results that are in out/bench")
+    parser.add_argument("--only", nargs="+", choices=sorted(BENCHMARKS), help="run just these; the page also shows what is in out/bench")
     parser.add_argument("--out", default=str(ROOT / "docs" / "results.md"))
     options = parser.parse_args()
-    results: list[dict[str, Any]] = []
+    if not (options.resume or options.only):
+        shutil.rmtree(STORE, ignore_errors=True)
+    STORE.mkdir(parents=True, exist_ok=True)
     for name in options.only or BENCHMARKS:
-        results.append(_run(name, options.quick))
-        _write(Path(options.out), results, options.quick)
+        if not (options.resume and _stored(name)):
+            _run(name, options.quick)
+        _write(Path(options.out), [r for r in map(_stored, BENCHMARKS) if r], options.quick)
+    results = [r for r in map(_stored, options.only or BENCHMARKS) if r]
     missed = [f for r in results for f in r["figures"] if not f["reached"]]
     broken = [r["name"] for r in results if not r["figures"]]
     print(
@@ -49,20 +56,25 @@ def main() -> int:
     return 1 if missed or broken else 0
 
 
-def _run(name: str, quick: bool) -> dict[str, Any]:
+def _stored(name: str) -> dict[str, Any] | None:
+    path = STORE / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _run(name: str, quick: bool) -> None:
     print(f"== {BENCHMARKS[name]}", flush=True)
-    started = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "result.json"
-        command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(path), *(["--quick"] if quick else [])]
-        code = subprocess.run(command, cwd=ROOT, check=False).returncode
-        if path.exists():
-            result = json.loads(path.read_text())
-        else:
-            result = {"name": name, "figures": [], "columns": [], "rows": [], "notes": [f"ended with exit code {code} and no result"]}
-    result["title"] = BENCHMARKS[name]
-    result["seconds"] = round(time.perf_counter() - started, 1)
-    return result
+    path, started = STORE / f"{name}.json", time.perf_counter()
+    fresh = path.with_suffix(".part")
+    fresh.unlink(missing_ok=True)
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(fresh), *(["--quick"] if quick else [])]
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode
+    if fresh.exists():
+        result = json.loads(fresh.read_text())
+    else:
+        result = {"name": name, "figures": [], "columns": [], "rows": [], "notes": [f"ended with exit code {code} and no result"]}
+    result |= {"title": BENCHMARKS[name], "seconds": round(time.perf_counter() - started, 1), "date": datetime.date.today().isoformat()}
+    fresh.write_text(json.dumps(result, indent=1))
+    fresh.replace(path)
 
 
 def _write(path: Path, results: list[dict[str, Any]], quick: bool) -> None:
