@@ -18,6 +18,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "out" / "bench"
+RESUMABLE = ("trace_zoo", "eager_peak", "training_peak", "execute")
 
 BENCHMARKS = {
     "order": "Orders: proven optima on the public graphs",
@@ -50,9 +51,8 @@ def main() -> int:
     results = [r for r in map(_stored, options.only or BENCHMARKS) if r]
     missed = [f for r in results for f in r["figures"] if not f["reached"]]
     broken = [r["name"] for r in results if not r["figures"]]
-    print(
-        f"{sum(len(r['figures']) for r in results)} figures, {len(missed)} missed, {len(broken)} benchmarks without a result: {options.out}"
-    )
+    count = sum(len(r["figures"]) for r in results)
+    print(f"{count} figures, {len(missed)} missed, {len(broken)} benchmarks without a result: {options.out}")
     return 1 if missed or broken else 0
 
 
@@ -67,6 +67,8 @@ def _run(name: str, quick: bool) -> None:
     fresh = path.with_suffix(".part")
     fresh.unlink(missing_ok=True)
     command = [sys.executable, "-m", f"benchmarks.{name}", "--json", str(fresh), *(["--quick"] if quick else [])]
+    if name in RESUMABLE:
+        command += ["--resume", str(STORE / f"{name}.rows")]
     code = subprocess.run(command, cwd=ROOT, check=False).returncode
     if fresh.exists():
         result = json.loads(fresh.read_text())
