@@ -15,16 +15,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .analysis import Analysis, analyze
-    from .compiler.count import count
+    from .compiler.count import Counts, count
     from .compiler.errors import NeaptideError
     from .compiler.graph import Graph, GraphBuilder, Node, Storage, Tensor
+    from .compiler.oracle import with_workspace
+    from .compiler.reference_models import reference_model
     from .compiler.trace import trace
-    from .passes.allocate import Plan, allocate, allocate_lifetimes
-    from .passes.execute import execute_in_arena
-    from .passes.formula import peak_formula
+    from .passes.allocate import Layout, Plan, allocate, allocate_lifetimes
+    from .passes.execute import ArenaRun, execute_in_arena
+    from .passes.formula import PeakFormula, peak_formula
     from .passes.inplace import inplace
+    from .passes.lifetimes_csv import read_lifetimes
     from .passes.liveness import Lifetimes, eager_liveness, liveness
     from .passes.schedule import Schedule, schedule
+    from .passes.verify import verify_graph, verify_order, verify_plan, verify_schedule
 
 try:
     __version__ = version("neaptide")
@@ -33,11 +37,15 @@ except PackageNotFoundError:
 
 __all__ = [
     "Analysis",
+    "ArenaRun",
+    "Counts",
     "Graph",
     "GraphBuilder",
+    "Layout",
     "Lifetimes",
     "NeaptideError",
     "Node",
+    "PeakFormula",
     "Plan",
     "Schedule",
     "Storage",
@@ -52,22 +60,33 @@ __all__ = [
     "inplace",
     "liveness",
     "peak_formula",
+    "read_lifetimes",
+    "reference_model",
     "schedule",
     "trace",
+    "verify_graph",
+    "verify_order",
+    "verify_plan",
+    "verify_schedule",
+    "with_workspace",
 ]
 
 _HOMES = {
     ".analysis": ("Analysis", "analyze"),
-    ".compiler.count": ("count",),
+    ".compiler.count": ("Counts", "count"),
     ".compiler.errors": ("NeaptideError",),
     ".compiler.graph": ("Graph", "GraphBuilder", "Node", "Storage", "Tensor"),
+    ".compiler.oracle": ("with_workspace",),
+    ".compiler.reference_models": ("reference_model",),
     ".compiler.trace": ("trace",),
-    ".passes.allocate": ("Plan", "allocate", "allocate_lifetimes"),
-    ".passes.execute": ("execute_in_arena",),
-    ".passes.formula": ("peak_formula",),
+    ".passes.allocate": ("Layout", "Plan", "allocate", "allocate_lifetimes"),
+    ".passes.execute": ("ArenaRun", "execute_in_arena"),
+    ".passes.formula": ("PeakFormula", "peak_formula"),
     ".passes.inplace": ("inplace",),
+    ".passes.lifetimes_csv": ("read_lifetimes",),
     ".passes.liveness": ("Lifetimes", "eager_liveness", "liveness"),
     ".passes.schedule": ("Schedule", "schedule"),
+    ".passes.verify": ("verify_graph", "verify_order", "verify_plan", "verify_schedule"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _ROOMS = ("compiler", "passes", "targets", "search", "report", "testing")
