@@ -1,0 +1,313 @@
+"""The cost database: every operator and network ever measured, by what it computes, on what, and with which tools.
+
+One SQLite file in WAL mode: any number of readers, one writer at a time (the others wait their turn), each `put` a transaction of its
+own. A process killed while it writes loses at most the row in flight; the next one to open the file replays the log. Rows are never
+trusted across tools: the key is operator signature + target + toolchain.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal
+
+from ..compiler.errors import FormatError, NeaptideError
+
+FILE = "costs.sqlite"
+UNITS = ("instructions", "seconds")
+WAIT_S = 60.0
+Unit = Literal["instructions", "seconds"]
+
+# Step k takes a file from version k to k + 1; a released step never changes.
+MIGRATIONS = (
+    """
+    CREATE TABLE operators (
+        signature TEXT NOT NULL, target TEXT NOT NULL, toolchain TEXT NOT NULL, value REAL NOT NULL, unit TEXT NOT NULL,
+        spread REAL, bytes INTEGER NOT NULL, features TEXT NOT NULL, extra TEXT NOT NULL, created REAL NOT NULL,
+        PRIMARY KEY (signature, target, toolchain)
+    ) WITHOUT ROWID;
+    """,
+    """
+    CREATE TABLE networks (
+        signature TEXT NOT NULL, target TEXT NOT NULL, toolchain TEXT NOT NULL, value REAL NOT NULL, unit TEXT NOT NULL,
+        spread REAL, operators TEXT NOT NULL, extra TEXT NOT NULL, created REAL NOT NULL,
+        PRIMARY KEY (signature, target, toolchain)
+    ) WITHOUT ROWID;
+    """,
+)
+VERSION = len(MIGRATIONS)
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorRow:
+    """One operator measured alone. `value` in `unit`; `spread`: relative half range of its repetitions; `bytes`: workspace beside
+    inputs and outputs; `features`: numbers a predictor learns from (`op` names the kind); `extra`: anything a backend wants back, such
+    as its schedule. `created`: seconds since 1970.
+    """
+
+    signature: str
+    target: str
+    toolchain: str
+    value: float
+    unit: Unit = "instructions"
+    spread: float | None = None
+    bytes: int = 0
+    features: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    created: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkRow:
+    """One network measured whole. `operators`: how often each operator signature occurs in it."""
+
+    signature: str
+    target: str
+    toolchain: str
+    value: float
+    operators: Mapping[str, int]
+    unit: Unit = "instructions"
+    spread: float | None = None
+    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    created: float = 0.0
+
+
+Row = OperatorRow | NetworkRow
+TABLES: Mapping[type[Row], str] = MappingProxyType({OperatorRow: "operators", NetworkRow: "networks"})
+
+
+def default_path() -> Path:
+    """`$NEAPTIDE_COSTS`, else `costs.sqlite` in the user's data folder: measurements are kept, not cached."""
+    override = os.environ.get("NEAPTIDE_COSTS")
+    if override:
+        return Path(override)
+    import platformdirs
+
+    return Path(platformdirs.user_data_dir("neaptide")) / FILE
+
+
+class CostDatabase:
+    """Costs on disk, for threads and processes to share. `path`: the file (None: `default_path()`), made when absent.
+
+    Raises `FormatError` when the file is no cost database, is damaged, or is of a later version than this program knows.
+    """
+
+    def __init__(self, path: str | os.PathLike[str] | None = None):
+        self.path = default_path() if path is None else Path(path)
+        self._lock = threading.RLock()
+        self._process = os.getpid()
+        self._inherited: list[sqlite3.Connection | None] = []
+        self._connection: sqlite3.Connection | None = self._open()
+
+    def get(self, signature: str, target: str, toolchain: str) -> OperatorRow | None:
+        """The operator with this key, or None. One lookup by primary key."""
+        return self._one(OperatorRow, signature, target, toolchain)
+
+    def get_network(self, signature: str, target: str, toolchain: str) -> NetworkRow | None:
+        """The network with this key, or None."""
+        return self._one(NetworkRow, signature, target, toolchain)
+
+    def put(self, row: Row) -> None:
+        """Remember `row` in a transaction of its own, in place of an older one with its key. On disk when this returns."""
+        self.put_all([row])
+
+    def put_all(self, rows: Iterable[Row]) -> int:
+        """Remember `rows` in one transaction: all of them or none. Returns how many were new, or newer than what was known."""
+        with self._errors(), self._lock, self._writing() as db:
+            return sum(_write(db, row) for row in rows)
+
+    def rows(
+        self, kind: type[Row] = OperatorRow, *, target: str | None = None, toolchain: str | None = None, like: str | None = None
+    ) -> Iterator[Row]:
+        """Rows of one kind in key order; `like`: part of the signature. A snapshot: what is written meanwhile is not seen."""
+        where, values = _where(target=target, toolchain=toolchain, like=like)
+        with self._errors(), self._lock:
+            found = self._db().execute(f"SELECT {_columns(kind)} FROM {TABLES[kind]} {where} ORDER BY 1, 2, 3", values).fetchall()
+        yield from (_row(kind, values) for values in found)
+
+    def counts(self) -> list[tuple[str, str, int, int]]:
+        """Per target and toolchain: how many operators and networks are known."""
+        union = " UNION ALL ".join(
+            f"SELECT target, toolchain, {int(t == 'operators')} AS o, {int(t == 'networks')} AS n FROM {t}" for t in TABLES.values()
+        )
+        with self._errors(), self._lock:
+            return self._db().execute(f"SELECT target, toolchain, SUM(o), SUM(n) FROM ({union}) GROUP BY 1, 2 ORDER BY 1, 2").fetchall()
+
+    def prune(
+        self, *, target: str | None = None, toolchain: str | None = None, like: str | None = None, before: float | None = None,
+        dry_run: bool = False,
+    ) -> int:  # fmt: skip
+        """Forget rows that match all that is given (`before`: created earlier, seconds since 1970); returns how many."""
+        where, values = _where(target=target, toolchain=toolchain, like=like, before=before)
+        with self._errors(), self._lock:
+            if dry_run:
+                db = self._db()
+                return sum(db.execute(f"SELECT COUNT(*) FROM {t} {where}", values).fetchone()[0] for t in TABLES.values())
+            with self._writing() as db:
+                return sum(db.execute(f"DELETE FROM {t} {where}", values).rowcount for t in TABLES.values())
+
+    def close(self) -> None:
+        """Close the file; any later call opens it again."""
+        with self._lock:
+            if self._connection is not None and self._process == os.getpid():
+                self._connection.close()
+                self._connection = None
+
+    def __enter__(self) -> CostDatabase:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path}
+
+    def __setstate__(self, state: Mapping[str, Any]) -> None:
+        self.__init__(state["path"])
+
+    def _one(self, kind: type[Any], *key: str) -> Any:
+        query = f"SELECT {_columns(kind)} FROM {TABLES[kind]} WHERE signature = ? AND target = ? AND toolchain = ?"
+        with self._errors(), self._lock:
+            found = self._db().execute(query, key).fetchone()
+        return None if found is None else _row(kind, found)
+
+    def _db(self) -> sqlite3.Connection:
+        """This process's own connection. One made before a fork belongs to the parent: a child must neither use nor close it."""
+        if self._process != os.getpid():
+            self._inherited.append(self._connection)
+            self._connection = None
+        if self._connection is None:
+            self._process = os.getpid()
+            self._connection = self._open()
+        return self._connection
+
+    def _open(self) -> sqlite3.Connection:
+        with self._errors():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            db = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+            try:
+                _retry(lambda: db.execute("PRAGMA journal_mode=WAL").fetchone())
+                db.execute("PRAGMA synchronous=FULL")
+                self._migrate(db)
+            except BaseException:
+                db.close()
+                raise
+            return db
+
+    def _migrate(self, db: sqlite3.Connection) -> None:
+        if self._version(db) == VERSION:
+            return
+        with _transaction(db):
+            version = self._version(db)  # another process may have migrated it while this one waited
+            for step in MIGRATIONS[version:]:
+                for statement in step.split(";"):
+                    db.execute(statement)
+            db.execute(f"PRAGMA user_version = {VERSION}")
+
+    def _version(self, db: sqlite3.Connection) -> int:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > VERSION:
+            raise FormatError(
+                f"{self.path}: a cost database of version {version}; this Neaptide knows versions up to {VERSION}: upgrade it"
+            )
+        if version == 0 and db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
+            raise FormatError(f"{self.path}: a SQLite file of something else; name another with --database or NEAPTIDE_COSTS")
+        return version
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        db = self._db()
+        with _transaction(db):
+            yield db
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.OperationalError as error:
+            raise NeaptideError(f"{self.path}: the cost database cannot be used ({error}); name another with NEAPTIDE_COSTS") from None
+        except sqlite3.DatabaseError as error:
+            raise FormatError(f"{self.path}: not a cost database, or damaged ({error}); move it away to begin anew") from None
+        except OSError as error:
+            raise NeaptideError(f"{self.path}: {error.strerror or error}; name another file with NEAPTIDE_COSTS") from None
+
+
+@contextmanager
+def _transaction(db: sqlite3.Connection) -> Iterator[None]:
+    """All or nothing. IMMEDIATE takes the one writer's place at once, so that a reader never has to become a writer half way."""
+    db.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    except BaseException:
+        db.execute("ROLLBACK")
+        raise
+    db.execute("COMMIT")
+
+
+def _retry(action: Callable[[], object]) -> None:
+    """Turning on WAL needs the file alone for a moment and does not wait for it by itself."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            action()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
+def _write(db: sqlite3.Connection, row: Row) -> int:
+    """Insert, or replace what is not newer; the number of rows changed."""
+    if row.unit not in UNITS:
+        raise ValueError(f"a cost is counted in {' or '.join(UNITS)}, not {row.unit!r}")
+    if not 0 <= row.value < float("inf"):
+        raise ValueError(f"{row.signature!r} cannot cost {row.value} {row.unit}")
+    values = [getattr(row, f.name) for f in fields(row)]
+    values = [json.dumps(dict(v), sort_keys=True) if isinstance(v, Mapping) else v for v in values]
+    values[-1] = row.created or time.time()
+    names, marks = [f.name for f in fields(row)], ", ".join("?" * len(values))
+    updated = ", ".join(f"{n} = excluded.{n}" for n in names[3:])
+    table = TABLES[type(row)]
+    done = db.execute(
+        f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) ON CONFLICT (signature, target, toolchain) "
+        f"DO UPDATE SET {updated} WHERE excluded.created >= {table}.created",
+        values,
+    )
+    return done.rowcount
+
+
+def _columns(kind: type[Row]) -> str:
+    return ", ".join(f.name for f in fields(kind))
+
+
+def _row(kind: type[Row], values: tuple[Any, ...]) -> Row:
+    parsed = {f.name: v for f, v in zip(fields(kind), values, strict=True)}
+    for name in ("features", "operators", "extra"):
+        if name in parsed:
+            parsed[name] = MappingProxyType(json.loads(parsed[name]))
+    return kind(**parsed)
+
+
+def _where(
+    *, target: str | None = None, toolchain: str | None = None, like: str | None = None, before: float | None = None
+) -> tuple[str, list[Any]]:
+    tests, values = [], []
+    for test, value in (
+        ("target = ?", target),
+        ("toolchain = ?", toolchain),
+        ("instr(signature, ?) > 0", like),
+        ("created < ?", before),
+    ):
+        if value is not None:
+            tests.append(test)
+            values.append(value)
+    return ("WHERE " + " AND ".join(tests) if tests else ""), values
