@@ -1,0 +1,1 @@
+"""Microcontrollers: firmware built from a planned network, and the emulators that run it."""

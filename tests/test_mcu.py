@@ -1,0 +1,113 @@
+"""Firmware end to end: two small networks from torch to an emulated microcontroller, and what keeps the numbers honest."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from neaptide.compiler.errors import BudgetError, SourceError
+
+NEEDED = ("tvm", "ziglang", "unicorn", "elftools")
+absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+pytestmark = pytest.mark.skipif(bool(absent), reason=f"{', '.join(absent)} not installed: pip install 'neaptide[mcu]'")
+
+
+class Skip(nn.Module):
+    """Two convolutions with BatchNorm, a residual add, a reshape and a linear layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU6())
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 3, 1, 1, groups=8, bias=False), nn.BatchNorm2d(8))
+        self.head = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, 10))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        return self.head(x + self.body(x))
+
+
+def network() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    model = Skip()
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.running_mean is not None and part.running_var is not None
+            part.running_mean.normal_(0, 0.1)
+            part.running_var.uniform_(0.5, 1.5)
+    return model.eval(), torch.randn(1, 3, 16, 16)
+
+
+def test_outputs_arena_and_counts():
+    from neaptide.targets.mcu.measure import measure_mcu
+
+    model, x = network()
+    first = measure_mcu(model, (x,), target="cortex-m4f")
+    assert first.kind == "measured"
+    assert first.max_error is not None and first.max_error < 1e-5
+    assert first.arena == first.plan and first.arena and first.arena >= 3 * 16 * 16 * 4
+    assert first.stack is not None and 0 < first.stack < 4096
+    assert first.instructions == sum(op.instructions or 0 for op in first.per_op)
+    macs = 8 * 27 * 64 + 8 * 9 * 64 + 320
+    assert first.instructions is not None and macs < first.instructions < 40 * macs
+    assert first.sections["weights"] >= 4 * sum(p.numel() for p in model.parameters() if p.dim() > 1)
+    again = measure_mcu(model, (x,), target="cortex-m4f")
+    assert again.per_op == first.per_op
+
+
+def test_core_without_fpu_needs_more_instructions():
+    from neaptide.targets.mcu.measure import measure_mcu
+
+    model, x = network()
+    m3, m7 = (measure_mcu(model, (x,), target=core) for core in ("cortex-m3", "cortex-m7"))
+    assert m3.max_error is not None and m3.max_error < 1e-5
+    assert m7.max_error is not None and m7.max_error < 1e-5
+    assert m3.instructions is not None and m7.instructions is not None and m3.instructions > 3 * m7.instructions
+
+
+def test_what_does_not_fit_says_where():
+    from neaptide.targets.mcu.measure import measure_mcu
+
+    model = nn.Sequential(nn.Conv2d(3, 32, 3, 1, 1), nn.ReLU())
+    with pytest.raises(BudgetError, match=r"does not fit stm32f446: arena 1,\d+,\d+ B.*Peak at .*conv2d"):
+        measure_mcu(model, (torch.randn(1, 3, 100, 100),), target="stm32f446")
+    with pytest.raises(BudgetError, match="weights 4,000,000 B, flash 524,288 B"):
+        measure_mcu(nn.Linear(1000, 1000, bias=False), (torch.randn(1, 1000),), target="stm32f446")
+    with pytest.raises(SourceError, match="is a cpu"):
+        measure_mcu(model, (torch.randn(1, 3, 8, 8),), target="cpu")
+
+
+def test_batch_norm_folds_where_nothing_else_reads():
+    from neaptide.targets.tvm.importer import fold_batch_norm
+
+    model, x = network()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    program = torch.export.export(model, (x,))
+    assert fold_batch_norm(program) == 2
+    assert not [node for node in program.graph.nodes if "batch_norm" in str(node.target)]
+    torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-6)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+    norm = nn.BatchNorm2d(8).eval()
+    conv = nn.Conv2d(3, 8, 3)
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = conv, norm
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.conv(x)
+            return self.norm(y) + y
+
+    assert fold_batch_norm(torch.export.export(Twice().eval(), (x,))) == 0
+
+
+def test_relative_error_is_of_the_largest_value():
+    from neaptide.targets.mcu.measure import relative_error
+
+    assert relative_error([np.array([1.0, -4.0])], [np.array([1.0, -4.2])]) == pytest.approx(0.2 / 4.2)
+    assert relative_error([np.array([np.nan])], [np.array([1.0])]) == float("inf")
