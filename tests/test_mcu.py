@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 
 import numpy as np
 import pytest
@@ -111,3 +112,18 @@ def test_relative_error_is_of_the_largest_value():
 
     assert relative_error([np.array([1.0, -4.0])], [np.array([1.0, -4.2])]) == pytest.approx(0.2 / 4.2)
     assert relative_error([np.array([np.nan])], [np.array([1.0])]) == float("inf")
+
+
+@pytest.mark.skipif(shutil.which("qemu-system-arm") is None, reason="qemu-system-arm is not installed")
+def test_qemu_counts_what_unicorn_counts():
+    from neaptide.targets.mcu.measure import measure_mcu
+
+    model, x = network()
+    unicorn, qemu = (measure_mcu(model, (x,), target="cortex-m4f", emulator=emulator) for emulator in ("unicorn", "qemu"))
+    assert unicorn.instructions is not None and qemu.instructions is not None
+    ticks = len(unicorn.per_op) * 40
+    assert abs(unicorn.instructions - qemu.instructions) <= ticks
+    assert qemu.stack == unicorn.stack and qemu.max_error == unicorn.max_error
+    m55 = measure_mcu(model, (x,), target="cortex-m55")
+    assert m55.max_error is not None and m55.max_error < 1e-5
+    assert m55.versions["emulator"].startswith("qemu")

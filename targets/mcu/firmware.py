@@ -28,21 +28,19 @@ STACK = 4096  # bytes kept for the stack
 VECTOR_TABLE = 0x400
 MEASURE = 64 << 10  # bytes at the end of the board's RAM for what the measurement keeps
 STATIC = 64  # bytes of .data and .bss that the runtime may take
-INPUTS, OUTPUTS, REPORT, FAULT = "inputs.bin", "outputs.bin", "report.bin", "fault.bin"
+REPORT, MARKS, FAULT = "report.bin", "marks.bin", "fault.bin"
 
 
 @dataclass(frozen=True)
 class Firmware:
     """Sources by file name, text or bytes; `plan.arena` is the size of the array `arena`.
 
-    `steps`: nodes that run an operator, in order; `input_bytes`, `output_bytes`: lengths of the files in and out.
+    `steps`: nodes that run an operator, in order. The firmware reads in0.bin, in1.bin, ... and writes out0.bin, ..., REPORT and MARKS.
     """
 
     files: Mapping[str, str | bytes]
     plan: Plan
     steps: tuple[int, ...]
-    input_bytes: int
-    output_bytes: int
 
 
 def workspace_bytes(kernel: CKernel) -> int:
@@ -66,8 +64,7 @@ def firmware(graph: Graph, plan: Plan, kernels: Mapping[str, CKernel], target: T
         "weights.bin": weights,
         "link.ld": _linker_script(target, stack),
     }
-    nbytes = [sum(_tensor_bytes(graph, t) for t in tensors) for tensors in (graph.inputs, graph.outputs)]
-    return Firmware(files, plan, steps, *nbytes)
+    return Firmware(files, plan, steps)
 
 
 def check_fit(graph: Graph, plan: Plan, target: Target, *, stack: int = STACK) -> None:
@@ -148,7 +145,7 @@ def _main(graph: Graph, plan: Plan, called: Mapping[str, CKernel], steps: tuple[
     lines += [
         "  report[0] = stack_high_water();",
         f'  host_write("{REPORT}", report, sizeof report);',
-        '  host_write("marks.bin", marks, sizeof marks);',
+        f'  host_write("{MARKS}", marks, sizeof marks);',
         "  return 0;",
         "}",
         "",

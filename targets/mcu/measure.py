@@ -13,7 +13,7 @@ from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,8 +24,11 @@ from ...passes.schedule import schedule
 from ..cost import Cost, OpCost
 from ..spec import Target, load_target
 from .firmware import ALIGNMENT, REPORT, STACK, check_fit, firmware, workspace_bytes
+from .qemu_run import run_qemu
 from .toolchain import Compiler, Image, build
 from .unicorn_run import EmulationError, Run, run_unicorn
+
+Emulator = Literal["unicorn", "qemu"]
 
 
 def measure_mcu(
@@ -35,6 +38,7 @@ def measure_mcu(
     *,
     target: str | Target,
     compiler: Compiler = "zig",
+    emulator: Emulator | None = None,
     stack: int = STACK,
     folder: Path | None = None,
     name: str | None = None,
@@ -42,7 +46,7 @@ def measure_mcu(
     """Instructions, memory and error of one inference of `model` on a microcontroller's emulator.
 
     `model`, `args`, `kwargs` as in `targets.tvm.importer.to_relax`; `args` are also the inputs of the run. `stack`: bytes kept
-    for it. `folder`: keeps the sources and the ELF. Raises `BudgetError` before linking for what the part cannot hold,
+    for it. `emulator`: None for Unicorn where it has the core, else QEMU. `folder`: keeps the sources and the ELF. Raises `BudgetError` before linking for what the part cannot hold,
     `EmulationError` when the firmware faults, `MissingExtraError` without `neaptide[mcu]`.
     """
     from ..tvm.fused_graph import fused_program
@@ -66,7 +70,7 @@ def measure_mcu(
         if plan.arena and image.arena != plan.arena:
             raise PlanError(f"the arena of {title!r} has {image.arena:,} B in the ELF and {plan.arena:,} B in the plan")
         files = {f"in{i}.bin": array.tobytes() for i, array in enumerate(inputs)}
-        run = run_unicorn(image, spec, files, marks=len(sources.steps) + 2, cache=_cache())
+        run = emulate(image, spec, files, marks=len(sources.steps) + 2, emulator=emulator)
     counts = operator_counts(run.at_mark, len(sources.steps))
     signatures = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
     per_op = tuple(
@@ -76,6 +80,18 @@ def measure_mcu(
     outputs = _outputs(graph, run)
     expected = reference(model, args, kwargs)
     return _cost(title, spec, plan, image, run, per_op, relative_error(outputs, expected), stack)
+
+
+def emulate(image: Image, target: Target, files: Mapping[str, bytes], *, marks: int, emulator: Emulator | None = None) -> Run:
+    """Run a firmware with `files` to read, in the emulator asked for; None: Unicorn where it has the core, else QEMU.
+
+    Unicorn's counts are exact; QEMU's are to one tick of SysTick, and its total over many operators to a few ticks.
+    """
+    if emulator is None:
+        emulator = "unicorn" if target.emulator and target.emulator.unicorn else "qemu"
+    if emulator == "qemu":
+        return run_qemu(image, target, files)
+    return run_unicorn(image, target, files, marks=marks, cache=_cache())
 
 
 def with_workspaces(graph: Graph, workspace: Mapping[str, int]) -> Graph:
