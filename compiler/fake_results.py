@@ -2,6 +2,9 @@
 
 Torch keeps such a cache too, but looking a call up there costs more than the recorder's own view of it: the op, its encoded
 arguments, and the dtype, shape, strides and offset of each tensor. Kept for ops that only make new tensors.
+
+`kernel_layout` mends the first result of ops whose fake kernels stride dimensions of size 1 otherwise than torch's own do.
+Nothing is wrong with either stride, but later kernels choose their layouts, and so their memory, by it.
 """
 
 from __future__ import annotations
@@ -10,10 +13,75 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 MOST = 100_000
 _layouts: dict[Any, tuple[type, tuple[tuple[Any, Any, torch.dtype], ...]]] = {}
+
+
+WITH_NUMBER = frozenset(f"aten.{op}.Tensor" for op in ("add", "sub", "mul", "div"))
+LAYER_NORM = "aten.native_layer_norm.default"
+GROUP_NORM = "aten.native_group_norm.default"
+BATCH_NORM = "aten.native_batch_norm.default"
+
+
+def kernel_layout(op: str, args: Sequence[Any], out: Any) -> Any:
+    """`out` of `op` on fake CPU tensors, its first tensor strided as torch's CPU kernel strides it.
+
+    With a number as second operand, element-wise ops order dimensions by the strides of the first one; layer norm is row-major;
+    group norm takes the memory format that torch suggests for its input, batch norm the first that its input is contiguous in.
+    """
+    if op in WITH_NUMBER:
+        x = args[0]
+        if isinstance(x, FakeTensor) and not isinstance(args[1], torch.Tensor) and _is_concrete(x):
+            return _restrided(out, _iterator_strides(x.shape, x.stride()))
+        return out
+    if op not in (LAYER_NORM, GROUP_NORM, BATCH_NORM) or not _is_concrete(args[0]):
+        return out
+    x = args[0]
+    if op == LAYER_NORM or (op == BATCH_NORM and x.is_contiguous()):
+        layout = torch.contiguous_format
+    elif op == BATCH_NORM and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        layout = torch.channels_last
+    else:
+        layout = suggest_memory_format(x)
+    return (_restrided(out[0], torch.empty(x.shape, device="meta", memory_format=layout).stride()), *out[1:])
+
+
+def _is_concrete(x: torch.Tensor) -> bool:
+    return all(type(d) is int for d in x.shape)
+
+
+def _iterator_strides(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, ...]:
+    """Strides that torch's TensorIterator gives the result of an element-wise op with one tensor operand of these strides."""
+    order = list(range(len(shape)))[::-1]
+    for i in range(1, len(order)):
+        later = i
+        for earlier in range(i - 1, -1, -1):
+            a, b = order[earlier], order[later]
+            if not strides[a] or not strides[b] or (strides[a], shape[a]) == (strides[b], shape[b]):
+                continue
+            if (strides[a], shape[a]) < (strides[b], shape[b]):
+                if strides[a] == strides[b]:
+                    continue
+                break
+            order[earlier], order[later] = b, a
+            later = earlier
+    made, step = [0] * len(shape), 1
+    for d in order:
+        made[d] = step
+        step *= max(1, shape[d])
+    return tuple(made)
+
+
+def _restrided(t: torch.Tensor, strides: Sequence[int]) -> torch.Tensor:
+    """A new fake tensor like `t` with `strides`; `t` itself if it has them."""
+    if type(t) is not FakeTensor or t.stride() == tuple(strides):
+        return t
+    with torch._C._DisableTorchDispatch():
+        elem = torch.empty_strided(t.shape, strides, dtype=t.dtype, device="meta")
+        return FakeTensor(t.fake_mode, elem, t.fake_device)
 
 
 def call_key(func: Any, attrs: dict[str, Any], windows: Sequence[Any]) -> Any:

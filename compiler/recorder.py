@@ -48,7 +48,7 @@ from .args import dtype_name, encode
 from .errors import TraceError
 from .fake import Fakes
 from .fake_kernels import FAKE_KERNELS
-from .fake_results import call_key, recall, remember
+from .fake_results import call_key, kernel_layout, recall, remember
 from .graph import Graph, GraphBuilder, Ref
 
 TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
@@ -326,11 +326,11 @@ class Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         if not (info.plain and self._reuse) or torch.is_grad_enabled():
             kernel: Any = FAKE_KERNELS.get(info.name, func)
-            return kernel(*args, **kwargs)
+            return kernel_layout(info.name, args, kernel(*args, **kwargs))
         key = call_key(func, attrs, [self._window_of[t] for t in inputs])
         out = recall(key, self.fakes.mode)
         if out is None:
-            out = func(*args, **kwargs)
+            out = kernel_layout(info.name, args, func(*args, **kwargs))
             remember(key, out, [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)])
         return out
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from neaptide.compiler.errors import TraceError
-from neaptide.compiler.graph import Atom, Graph
+from neaptide.compiler.graph import Atom, Graph, contiguous_strides
 from neaptide.compiler.trace import trace
 from neaptide.passes.liveness import liveness
 
@@ -315,3 +317,42 @@ def test_random_data_is_not_guessed():
         traced(forward)
     graph = trace(Net(forward), (torch.randn(4, 8),), allow_real_run=True)
     assert graph.meta["rung"] == "run"
+
+
+def _windows(rng: random.Random) -> torch.Tensor:
+    """A dense tensor in a random dimension order whose size-1 dimensions carry arbitrary strides, or one with a broadcast dimension."""
+    shape = [rng.choice((1, 1, 2, 3)) for _ in range(rng.randint(1, 5))]
+    strides, step = [0] * len(shape), 1
+    for d in rng.sample(range(len(shape)), len(shape)):
+        strides[d] = step
+        step *= shape[d]
+    strides = [rng.choice((1, 2, 4, step, 7)) if size == 1 and rng.random() < 0.5 else s for size, s in zip(shape, strides, strict=True)]
+    if rng.random() < 0.2:
+        strides[rng.randrange(len(shape))] = 0
+    return torch.ones(512).as_strided(shape, strides)
+
+
+def _strides_traced(f, x: torch.Tensor) -> tuple[int, ...]:
+    graph = trace(f, (x,))
+    tensor = graph.tensors[graph.outputs[0]]
+    return tensor.strides or contiguous_strides(tensor.shape)
+
+
+def test_results_with_numbers_are_strided_as_the_kernels_stride_them():
+    rng = random.Random(0)
+    for _ in range(60):
+        x = _windows(rng)
+        for f in (lambda t: t * 2.0, lambda t: t + 1, lambda t: t / 3):
+            assert _strides_traced(f, x) == f(x).stride()
+
+
+@pytest.mark.parametrize("strides", [(36, 1, 12, 4), (4, 1, 12, 4), (9, 9, 3, 1)])
+def test_norms_are_strided_as_the_kernels_stride_them(strides):
+    x = torch.ones(128).as_strided((1, 4, 3, 3), strides)
+    scale = torch.ones(4)
+    for f in (
+        lambda t: torch.nn.functional.layer_norm(t, [3]),
+        lambda t: torch.nn.functional.group_norm(t, 2),
+        lambda t: torch.nn.functional.batch_norm(t, scale, scale),
+    ):
+        assert _strides_traced(f, x) == f(x).stride()
