@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -110,7 +111,12 @@ def _write(path: Path, results: list[dict[str, Any]], quick: bool) -> None:
 
 
 def _row(cells: list[Any]) -> str:
-    return "| " + " | ".join(str(c).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+    return "| " + " | ".join(_portable(str(c)).replace("|", "\\|").replace("\n", " ") for c in cells) + " |"
+
+
+def _portable(text: str) -> str:
+    """`text` without the folders of this machine: what is installed is named from its package, what is ours from the root."""
+    return re.sub(r"[^\s:]*/site-packages/", "", text).replace(f"{ROOT}/", "")
 
 
 if __name__ == "__main__":
