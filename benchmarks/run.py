@@ -84,7 +84,7 @@ def _write(path: Path, results: list[dict[str, Any]], quick: bool) -> None:
     lines = [
         "# Results",
         "",
-        f"Written by `make bench` on {datetime.date.today().isoformat()}, every figure from one run"
+        f"Written by `make bench` on {datetime.date.today().isoformat()}; a run may be taken up with `--resume` where it broke off"
         + (" **of reduced size (`--quick`)**." if quick else "."),
         "Peaks and counts are exact; times are wall-clock on a shared machine, so ratios taken side by side matter more than seconds.",
         "",
