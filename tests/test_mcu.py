@@ -114,6 +114,59 @@ def test_relative_error_is_of_the_largest_value():
     assert relative_error([np.array([np.nan])], [np.array([1.0])]) == float("inf")
 
 
+class Shapes(nn.Module):
+    """One input through layers whose tiles end at edges: odd sizes, strides, dilations, groups, pools, no bias, no activation."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = nn.ModuleList(
+            [
+                nn.Conv2d(6, 7, 3, 2, 1),
+                nn.Conv2d(6, 6, 3, 1, 1, groups=6),
+                nn.Conv2d(6, 6, 5, 2, 2, groups=6, bias=False),
+                nn.Conv2d(6, 6, 3, 1, 2, dilation=2, groups=6),
+                nn.Conv2d(6, 8, 1, 2),
+                nn.Sequential(nn.Conv2d(6, 8, 1), nn.ReLU()),
+                nn.Conv2d(6, 4, (5, 1), 1, (4, 0), groups=2),
+                nn.Conv2d(6, 12, 3, 1, 1, groups=6),
+                nn.MaxPool2d(3, 2, 1),
+                nn.AvgPool2d(3, 1, 1, count_include_pad=False),
+                nn.Linear(9, 5),
+                nn.Sequential(nn.Linear(9, 4), nn.GELU(), nn.Softmax(-1)),
+                nn.Sequential(nn.LayerNorm(9), nn.Tanh()),
+            ]
+        )
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [layer(x) for layer in self.layers]
+
+
+@pytest.mark.parametrize("compiler", ["zig", "gcc"])
+def test_every_output_of_awkward_shapes(compiler):
+    from neaptide.targets.mcu.measure import measure_mcu
+    from neaptide.targets.mcu.toolchain import compilers
+
+    if compiler not in compilers():
+        pytest.skip(f"{compiler} is not installed")
+    torch.manual_seed(1)
+    cost = measure_mcu(Shapes().eval(), (torch.randn(1, 6, 11, 9),), target="cortex-m33", compiler=compiler)
+    assert cost.max_error is not None and cost.max_error < 2e-6
+    assert cost.arena == cost.plan
+
+
+def test_tiles_divide_and_stay_in_registers():
+    from neaptide.targets.tvm.schedules import REGISTERS, choose_tile
+
+    for channels in (1, 3, 8, 48, 7):
+        for width, rows in ((1, 1), (5, 24), (4, 4), (32, 32), (7, 1), (2, 2)):
+            tile = choose_tile(channels, width, rows=rows)
+            c, p = tile.channels, tile.points
+            assert channels % c == 0 and (width * rows) % p == 0 and (width % p == 0 or p % width == 0)
+            assert c * p + c + p <= REGISTERS
+    assert choose_tile(48, 32, rows=32) == choose_tile(16, 16, rows=16)
+    assert choose_tile(8, 16, window=9, depthwise=True).channels == 1
+
+
 @pytest.mark.skipif(shutil.which("qemu-system-arm") is None, reason="qemu-system-arm is not installed")
 def test_qemu_counts_what_unicorn_counts():
     from neaptide.targets.mcu.measure import measure_mcu

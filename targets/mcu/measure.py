@@ -46,8 +46,9 @@ def measure_mcu(
     """Instructions, memory and error of one inference of `model` on a microcontroller's emulator.
 
     `model`, `args`, `kwargs` as in `targets.tvm.importer.to_relax`; `args` are also the inputs of the run. `stack`: bytes kept
-    for it. `emulator`: None for Unicorn where it has the core, else QEMU. `folder`: keeps the sources and the ELF. Raises `BudgetError` before linking for what the part cannot hold,
-    `EmulationError` when the firmware faults, `MissingExtraError` without `neaptide[mcu]`.
+    for it. `emulator`: None for Unicorn where it has the core, else QEMU. `folder`: keeps the sources and the ELF. Raises
+    `BudgetError` before linking for what the part cannot hold, `EmulationError` when the firmware faults, `MissingExtraError`
+    without `neaptide[mcu]`.
     """
     from ..tvm.fused_graph import fused_program
     from ..tvm.importer import to_relax

@@ -54,7 +54,10 @@ def _lower_one(symbol: str, func: tirx.PrimFunc) -> CKernel:
     target = tvm.target.Target({"kind": "c"})
     symbol = f"op_{symbol}"  # an operator may be called `exp`, as the function of the C library is
     mod = tvm.IRModule({symbol: func.with_attr("global_symbol", symbol).with_attr("target", target)})
-    with target:
+    with (
+        target,
+        tvm.transform.PassContext(config={"s_tir.LoopPartition": {"partition_const_loop": True, "no_unroll_loop_with_extent_one": True}}),
+    ):
         mod = tvm.transform.Sequential(_passes())(mod)
         (var, func), *_ = mod.functions.items()
         bare, workspace = _bare_pointers(func)
@@ -91,11 +94,12 @@ def _passes() -> list[tvm.transform.Pass]:
         x.FlattenBuffer(),
         x.BF16ComputeLegalize(),
         x.NarrowDataType(32),
+        x.UnrollLoop(),
+        x.StmtSimplify(),
         s.LoopPartition(),
         x.VectorizeLoop(False),
         x.StorageRewrite(),
         s.HoistIfThenElse(),
-        x.UnrollLoop(),
         s.RenormalizeSplitPattern(),
         x.StmtSimplify(),
         x.RemoveNoOp(),
