@@ -11,8 +11,8 @@ import numpy as np
 
 from ...compiler.errors import MissingExtraError
 
-TREES, DEPTH, RATE = 400, 5, 0.05
-ROW_SHARE, FEATURE_SHARE, LEAF = 0.7, 0.5, 5
+TREES, DEPTH, RATE = 600, 5, 0.03
+ROW_SHARE, FEATURE_SHARE, LEAF = 0.6, 0.3, 3
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ product of mean relative error and 1 - Spearman's rank correlation: a predictor 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -88,7 +88,6 @@ class Predictor:
     target: str = ""
     toolchain: str = ""
     unit: str = ""
-    notes: tuple[str, ...] = field(default=())
 
     def predict(self, columns: Columns) -> np.ndarray:
         """Costs of `columns`, float64 (n,), in `unit`."""
@@ -114,7 +113,7 @@ def fit(
     if not (np.isfinite(costs) & (costs > 0)).all():
         raise NeaptideError("costs have to be finite and above zero; leave out what was not measured")
     encoding = Encoding.of(columns)
-    matrices = {view: encoding.matrix(columns, view) for view in VIEWS}
+    matrices: dict[View, np.ndarray] = {view: encoding.matrix(columns, view) for view in VIEWS}
     views = VIEWS if len(columns.texts) > 1 else VIEWS[:1]
     fold = np.random.default_rng(seed).permutation(len(costs)) % FOLDS
     tried = {model: _validate(model, matrices, costs, fold, seed) for model in _additive(views, power_law)}

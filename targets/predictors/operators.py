@@ -8,7 +8,7 @@ networks of the database, never assumed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,6 @@ class OperatorPredictor:
     toolchain: str
     unit: str
     sums: Accuracy | None = None
-    notes: tuple[str, ...] = field(default=())
 
     def predict(self, signature: str, features: Mapping[str, Any]) -> tuple[float, float]:
         """Cost of one operator and its expected relative error: 0 from the table. Raises `NeaptideError` when nothing is known."""
