@@ -108,7 +108,7 @@ def test_batch_norm_folds_where_nothing_else_reads():
 
 
 def test_relative_error_is_of_the_largest_value():
-    from neaptide.targets.mcu.measure import relative_error
+    from neaptide.targets.mcu.network import relative_error
 
     assert relative_error([np.array([1.0, -4.0])], [np.array([1.0, -4.2])]) == pytest.approx(0.2 / 4.2)
     assert relative_error([np.array([np.nan])], [np.array([1.0])]) == float("inf")

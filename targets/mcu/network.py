@@ -1,0 +1,109 @@
+"""A model made ready for firmware, for whatever core: fused operators in C, their order and places, inputs, expected outputs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...compiler.errors import MissingExtraError, SourceError
+from ...compiler.graph import Graph
+from ...passes.allocate import Plan, allocate
+from ...passes.schedule import schedule
+from .firmware import ALIGNMENT, workspace_bytes
+
+if TYPE_CHECKING:
+    from ..tvm.lower import CKernel
+
+
+@dataclass(frozen=True)
+class Network:
+    """`graph`: nodes are calls of `kernels`, with their workspace; `plan`: its order and offsets; `signatures` by operator.
+
+    `inputs`: arrays in the graph's order; `expected`: the framework's own outputs for them.
+    """
+
+    name: str
+    graph: Graph
+    plan: Plan
+    kernels: Mapping[str, CKernel]
+    signatures: Mapping[str, str]
+    inputs: tuple[np.ndarray, ...]
+    expected: tuple[np.ndarray, ...]
+
+
+def prepare(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, name: str | None = None) -> Network:
+    """Import, fuse, schedule and place `model`; takes seconds. Arguments as in `targets.tvm.importer.to_relax`.
+
+    The order is `schedule`'s and the offsets are `allocate`'s, inputs and kernel workspaces included.
+    """
+    from ..tvm.fused_graph import fused_program
+    from ..tvm.importer import to_relax
+    from ..tvm.lower import lower, signature
+    from ..tvm.schedules import scheduled
+
+    title = name or type(model).__name__
+    program = fused_program(to_relax(model, args, kwargs), name=title)
+    kernels = lower(program.kernels, scheduled)
+    needs = {symbol: workspace_bytes(kernel) for symbol, kernel in kernels.items()}
+    graph = program.graph.with_nodes([replace(node, workspace=needs.get(node.op, 0)) for node in program.graph.nodes])
+    plan = allocate(graph, schedule(graph, inputs="planned"), alignment=ALIGNMENT, inputs="planned")
+    signatures = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
+    inputs = _input_arrays(graph, args, kwargs)
+    return Network(title, graph, plan, kernels, signatures, inputs, tuple(_reference(model, args, kwargs, inputs)))
+
+
+def relative_error(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
+    """Largest difference over all outputs, relative to the largest magnitude of each output; infinite where one is not finite."""
+    worst = 0.0
+    for got, want in zip(outputs, expected, strict=True):
+        difference = np.abs(got.astype(np.float64) - want.astype(np.float64).reshape(got.shape)).max(initial=0.0)
+        scale = np.abs(want.astype(np.float64)).max(initial=0.0) or 1.0
+        worst = max(worst, float(difference / scale)) if np.isfinite(difference) else float("inf")
+    return worst
+
+
+def _reference(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Outputs of torch's own inference of a module or exported program; of onnxruntime for ONNX."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    if isinstance(model, torch.export.ExportedProgram):
+        model = model.module()
+    if not isinstance(model, torch.nn.Module):
+        return _onnx_reference(model, inputs)
+    modes = [(part, part.training) for part in model.modules()]
+    for part, _ in modes:
+        part.training = False
+    try:
+        with torch.no_grad():
+            result = model(*args, **dict(kwargs or {}))
+    finally:
+        for part, training in modes:
+            part.training = training
+    return [t.detach().numpy() for t in tree_leaves(result)]
+
+
+def _onnx_reference(model: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise MissingExtraError("onnxruntime", "dev", "comparing an ONNX model's outputs") from error
+    session = onnxruntime.InferenceSession(
+        model if isinstance(model, str) else model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    feeds = {spec.name: array for spec, array in zip(session.get_inputs(), inputs, strict=True)}
+    return [np.asarray(output) for output in session.run(None, feeds)]
+
+
+def _input_arrays(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[np.ndarray, ...]:
+    """The run's inputs in the order and types of the graph's."""
+    import torch
+    from torch.utils._pytree import tree_leaves
+
+    leaves = [np.asarray(t) for t in tree_leaves((tuple(args), dict(kwargs or {}))) if isinstance(t, (torch.Tensor, np.ndarray))]
+    if len(leaves) != len(graph.inputs):
+        raise SourceError(f"{graph.name!r} takes {len(graph.inputs)} tensors, {len(leaves)} were given")
+    return tuple(np.ascontiguousarray(a, graph.tensors[t].dtype) for a, t in zip(leaves, graph.inputs, strict=True))
