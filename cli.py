@@ -1,4 +1,4 @@
-"""The command line: `neaptide analyze | schedule | allocate | models`.
+"""The command line: `neaptide analyze | schedule | allocate | models | targets | cost`.
 
 Exit codes: 0 done, 1 an error, 2 a wrong command line or unknown name, 3 over budget, 130 interrupted. Results go to standard
 output, everything else to standard error. A failure is one paragraph; `--debug` adds the traceback.
@@ -17,6 +17,7 @@ from typing import Annotated
 import typer
 
 from .cli_analyze import analyze
+from .cli_cost import app as cost
 from .cli_plan import allocate, schedule
 from .cli_targets import targets
 from .compiler.errors import NeaptideError
@@ -34,6 +35,7 @@ app.command()(analyze)
 app.command()(schedule)
 app.command()(allocate)
 app.command()(targets)
+app.add_typer(cost, name="cost")
 
 
 @app.command()

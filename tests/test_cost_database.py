@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from neaptide.cli import main
 from neaptide.compiler.errors import FormatError, NeaptideError
 from neaptide.targets.cost_rows import export_rows, import_rows
 from neaptide.targets.database import MIGRATIONS, VERSION, CostDatabase, NetworkRow, OperatorRow
@@ -205,3 +206,28 @@ def test_wrong_lines_are_named_and_nothing_is_imported(tmp_path, line, said):
     (tmp_path / "other.jsonl").write_text(json.dumps({"format": "x"}) + "\n")
     with CostDatabase(tmp_path / "c.sqlite") as db, pytest.raises(FormatError, match=r"other\.jsonl:1: "):
         import_rows(tmp_path / "other.jsonl", db)
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "c.sqlite"
+    monkeypatch.setenv("NEAPTIDE_COSTS", str(path))
+    assert main(["cost", "show"]) == 0
+    assert "empty" in capsys.readouterr().out
+    with CostDatabase(path) as db:
+        db.put_all([op("conv 1x2", created=1.0), op("pool", target="m7", unit="seconds", value=2e-3, created=2.0)])
+        db.put(NetworkRow("net", "m7", "t1", 1.0, {"pool": 1}))
+    assert main(["cost", "show"]) == 0
+    assert main(["cost", "show", "--like", "pool"]) == 0
+    assert "2 ms" in capsys.readouterr().out
+    assert main(["cost", "export", str(tmp_path / "all.jsonl")]) == 0
+    assert main(["cost", "prune"]) == 2
+    assert main(["cost", "prune", "--older-than", "1", "--dry-run"]) == 0
+    assert "2 rows would be" in capsys.readouterr().err
+    assert main(["cost", "prune", "--all"]) == 0
+    assert main(["cost", "import", str(tmp_path / "all.jsonl")]) == 0
+    capsys.readouterr()
+    assert main(["cost", "show", "--json"]) == 0
+    known = json.loads(capsys.readouterr().out)["known"]
+    assert [(k["target"], k["operators"], k["networks"]) for k in known] == [("cpu", 1, 0), ("m7", 1, 1)]
+    assert main(["cost", "import", str(tmp_path / "none.jsonl")]) == 1
+    assert "none.jsonl" in capsys.readouterr().err

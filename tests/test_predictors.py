@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from neaptide.cli import main
 from neaptide.compiler.errors import FormatError, NeaptideError
 from neaptide.targets.database import CostDatabase, NetworkRow, OperatorRow
 from neaptide.targets.predictors import Columns, OperatorPredictor, Predictor, fit, fit_operators, load_predictor, read_csv, save_predictor
@@ -52,7 +53,7 @@ def test_boosting_finds_what_operators_do_to_each_other():
         dead = columns.texts["p0"] == "skip"
         return additive(columns) - np.where(dead, 0.9 * (additive(columns) - 2.0), 0.0)
 
-    train, unseen = nets(600), nets(300, seed=1)
+    train, unseen = nets(300), nets(300, seed=1)
     plain, boosted = fit(train, law(train), boosting=False), fit(train, law(train))
     assert boosted.fitted.trees is not None
     errors = [accuracy_of(p.predict(unseen), law(unseen)).error for p in (plain, boosted)]
@@ -188,3 +189,21 @@ def test_operators_come_from_the_table_or_a_model_of_their_kind(tmp_path):
         db.put(OperatorRow("conv 1", "m7", "t2", 1.0))
         with pytest.raises(NeaptideError, match="t1, t2"):
             fit_operators(db, target="m7")
+
+
+def test_command_fits_a_csv(tmp_path, capsys):
+    columns, costs = nets(60), additive(nets(60))
+    lines = [",".join([*columns.texts, "ms"])]
+    lines += [",".join([*(column[i] for column in columns.texts.values()), str(costs[i])]) for i in range(60)]
+    (tmp_path / "n.csv").write_text("\n".join(lines))
+    assert main(["cost", "fit", str(tmp_path / "n.csv"), "--value", "ms", "--additive", "-o", str(tmp_path / "p.npz"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["accuracy"]["error"] < 1e-3
+    predictor = load_predictor(tmp_path / "p.npz")
+    assert isinstance(predictor, Predictor)
+    assert predictor.unit == "ms"
+    assert main(["cost", "fit", str(tmp_path / "n.csv"), "--additive"]) == 0
+    assert "folds" in capsys.readouterr().out
+    assert main(["cost", "fit", "--target", "m7", "--database", str(tmp_path / "c.sqlite")]) == 1
+    assert "no measured operators" in capsys.readouterr().err
+    assert main(["cost", "fit"]) == 2
