@@ -68,6 +68,9 @@ class Cost:
         if self.kind not in KINDS:
             raise ValueError(f"a cost is one of {', '.join(KINDS)}, not {self.kind!r}")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Cost.from_dict, (self.to_dict(),)
+
     @property
     def value(self) -> float | None:
         """Instructions where they are counted, else seconds."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -84,6 +84,9 @@ class Target:
     roofline: Roofline | None = None
     path: str = ""
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restored, ({f.name: getattr(self, f.name) for f in fields(self)} | {"tvm": dict(self.tvm)},)
+
     def to_dict(self) -> dict[str, Any]:
         """The spec as JSON values."""
         emulator, roofline = self.emulator, self.roofline
@@ -102,6 +105,10 @@ class Target:
             "emulator": {name: getattr(emulator, name) for name in Emulator.__slots__} if emulator else None,
             "roofline": {name: getattr(roofline, name) for name in Roofline.__slots__} if roofline else None,
         }
+
+
+def _restored(values: dict[str, Any]) -> Target:
+    return Target(**{**values, "tvm": MappingProxyType(values["tvm"])})
 
 
 def load_target(name: str | os.PathLike[str]) -> Target:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 
 import pytest
 
@@ -55,6 +56,13 @@ def test_a_target_is_frozen():
         load_target("stm32f746").sram = 1  # type: ignore[misc]
     with pytest.raises(TypeError):
         load_target("stm32f746").tvm["mcpu"] = "other"  # type: ignore[index]
+
+
+def test_a_target_and_a_cost_travel_between_processes():
+    part = load_target("stm32f746")
+    assert pickle.loads(pickle.dumps(part)) == part
+    cost = Cost("m7", "measured", per_op=(OpCost("conv", "conv 1x2", instructions=3),), versions={"zig": "1"})
+    assert pickle.loads(pickle.dumps(cost)) == cost
 
 
 def test_own_file_extends_a_part(tmp_path):
