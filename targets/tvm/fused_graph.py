@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tvm
 from tvm import relax, tirx
+from tvm_ffi import structural_map
 
 from ...compiler.errors import SourceError
 from ...compiler.graph import Graph, GraphBuilder
@@ -31,6 +32,7 @@ class FusedProgram:
 def fuse(mod: tvm.IRModule) -> tvm.IRModule:
     """Legalize, fuse and fold constants; what only renames bytes stays `relax.reshape`."""
     t = relax.transform
+    mod = _constants_in_shape(mod)
     passes = [
         t.DecomposeOpsForInference(),
         t.CanonicalizeBindings(),
@@ -45,6 +47,22 @@ def fuse(mod: tvm.IRModule) -> tvm.IRModule:
     ]
     with tvm.target.Target({"kind": "c"}):
         return tvm.transform.Sequential(passes)(mod)
+
+
+def _constants_in_shape(mod: tvm.IRModule) -> tvm.IRModule:
+    """Reshapes and transposes of constants done by numpy: `FoldConstant` would compile a program for each of them."""
+
+    def rule(call: tvm.ir.Call) -> Any:
+        op = getattr(call.op, "name", "")
+        if op not in ("relax.reshape", "relax.permute_dims") or not isinstance(call.args[0], tvm.ir.GenericConst):
+            return call
+        array = call.args[0].value.numpy()
+        if op == "relax.reshape":
+            return relax.const(array.reshape([int(d) for d in call.args[1].values]))
+        axes = call.attrs.axes
+        return relax.const(np.ascontiguousarray(array.transpose(None if axes is None else [int(axis) for axis in axes])))
+
+    return structural_map(mod, (tvm.ir.Call, rule))
 
 
 def fused_program(mod: tvm.IRModule, *, name: str = "network") -> FusedProgram:
