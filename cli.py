@@ -18,6 +18,7 @@ import typer
 
 from .cli_analyze import analyze
 from .cli_cost import app as cost
+from .cli_measure import measure
 from .cli_plan import allocate, schedule
 from .cli_targets import targets
 from .compiler.errors import NeaptideError
@@ -35,6 +36,7 @@ app.command()(analyze)
 app.command()(schedule)
 app.command()(allocate)
 app.command()(targets)
+app.command()(measure)
 app.add_typer(cost, name="cost")
 
 

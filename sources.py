@@ -143,7 +143,7 @@ def _refuse(source: str, suffix: str) -> None:
         raise SourceError(f"{source!r} is a folder; give a file in it, or `file.py:factory`")
     if os.path.isfile(source):
         raise SourceError(f"{source!r} is not a kind of file that Neaptide reads: {', '.join(GRAPH_FILES)} or file.py:factory")
-    if suffix and os.sep in source:
+    if suffix and ":" not in suffix and os.sep in source:
         _must_exist(source)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 
 import numpy as np
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 from neaptide.compiler.errors import BudgetError, SourceError
+from neaptide.targets.database import CostDatabase
 
 NEEDED = ("tvm", "ziglang", "unicorn", "elftools")
 absent = [name for name in NEEDED if importlib.util.find_spec(name) is None]
@@ -112,6 +114,29 @@ def test_relative_error_is_of_the_largest_value():
 
     assert relative_error([np.array([1.0, -4.0])], [np.array([1.0, -4.2])]) == pytest.approx(0.2 / 4.2)
     assert relative_error([np.array([np.nan])], [np.array([1.0])]) == float("inf")
+
+
+def test_onnx_and_exported_files_through_the_command_line(tmp_path, capsys):
+    from neaptide.cli import main
+
+    model, x = network()
+    torch.export.save(torch.export.export(model, (x,)), str(tmp_path / "net.pt2"))
+    torch.onnx.export(model, (x,), str(tmp_path / "net.onnx"), dynamo=True, external_data=False, verbose=False)
+    capsys.readouterr()
+    found = []
+    for name in ("net.pt2", "net.onnx"):
+        database = str(tmp_path / "costs.sqlite")
+        assert main(["measure", str(tmp_path / name), "--target", "stm32f746", "--json", "--database", database]) == 0
+        cost = json.loads(capsys.readouterr().out)
+        assert cost["target"] == "stm32f746" and cost["fits"] and cost["kind"] == "measured" and cost["max_error"] < 1e-5
+        assert cost["arena"] == cost["plan"]
+        found.append(cost["instructions"])
+    assert found[1] == pytest.approx(found[0], rel=0.15)  # ReLU6 comes as a maximum and a minimum
+    with CostDatabase(tmp_path / "costs.sqlite") as costs:
+        ((target, toolchain, operators, networks),) = costs.counts()
+    assert target == "stm32f746" and "ziglang" in toolchain and operators >= 4 and networks == 1
+    assert main(["measure", str(tmp_path / "net.pt2"), "--target", "cpu"]) == 2
+    assert main(["measure", str(tmp_path / "no.pt2"), "--target", "stm32f746"]) == 2
 
 
 class Shapes(nn.Module):

@@ -8,7 +8,6 @@ from __future__ import annotations
 import struct
 import tempfile
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -140,7 +139,7 @@ def _cost(network: Network, spec: Target, image: Image, run: Run, per_op: tuple[
         max_error=relative_error(outputs, network.expected),
         fits=True,
         per_op=per_op,
-        versions=MappingProxyType({"apache-tvm": version("apache-tvm"), "compiler": image.compiler, "emulator": run.emulator}),
+        versions=MappingProxyType({**network.versions, "compiler": image.compiler, "emulator": run.emulator}),
         reasons=(
             f"fits: SRAM {used:,} of {spec.sram:,} B (stack {high_water:,} of {stack:,} B used), flash {flash:,} of {spec.flash:,} B",
         ),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 class Network:
     """`graph`: nodes are calls of `kernels`, with their workspace; `plan`: its order and offsets; `signatures` by operator.
 
-    `inputs`: arrays in the graph's order; `expected`: the framework's own outputs for them.
+    `versions`: what made the kernels. `inputs`: arrays in the graph's order; `expected`: the framework's own outputs for them.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Network:
     plan: Plan
     kernels: Mapping[str, CKernel]
     signatures: Mapping[str, str]
+    versions: Mapping[str, str]
     inputs: tuple[np.ndarray, ...]
     expected: tuple[np.ndarray, ...]
 
@@ -37,12 +40,13 @@ class Network:
 def prepare(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, name: str | None = None) -> Network:
     """Import, fuse, schedule and place `model`; takes seconds. Arguments as in `targets.tvm.importer.to_relax`.
 
-    The order is `schedule`'s and the offsets are `allocate`'s, inputs and kernel workspaces included.
+    Files and programs that come without `args` run on random inputs, the same ones every time. The order is `schedule`'s and
+    the offsets are `allocate`'s, inputs and kernel workspaces included.
     """
     from ..tvm.fused_graph import fused_program
     from ..tvm.importer import to_relax
     from ..tvm.lower import lower, signature
-    from ..tvm.schedules import scheduled
+    from ..tvm.schedules import VERSION, scheduled
 
     title = name or type(model).__name__
     program = fused_program(to_relax(model, args, kwargs), name=title)
@@ -52,7 +56,8 @@ def prepare(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | No
     plan = allocate(graph, schedule(graph, inputs="planned"), alignment=ALIGNMENT, inputs="planned")
     signatures = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
     inputs = _input_arrays(graph, args, kwargs)
-    return Network(title, graph, plan, kernels, signatures, inputs, tuple(_reference(model, args, kwargs, inputs)))
+    versions = {"apache-tvm": version("apache-tvm"), "schedules": str(VERSION)}
+    return Network(title, graph, plan, kernels, signatures, versions, inputs, tuple(_reference(model, args, kwargs, inputs)))
 
 
 def relative_error(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
@@ -70,8 +75,12 @@ def _reference(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None
     import torch
     from torch.utils._pytree import tree_leaves
 
+    if isinstance(model, (str, Path)) and Path(model).suffix == ".pt2":
+        model = torch.export.load(str(model))
     if isinstance(model, torch.export.ExportedProgram):
         model = model.module()
+        if not args and not kwargs:
+            args = tuple(map(torch.from_numpy, inputs))
     if not isinstance(model, torch.nn.Module):
         return _onnx_reference(model, inputs)
     modes = [(part, part.training) for part in model.modules()]
@@ -91,19 +100,22 @@ def _onnx_reference(model: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray
         import onnxruntime
     except ImportError as error:
         raise MissingExtraError("onnxruntime", "dev", "comparing an ONNX model's outputs") from error
-    session = onnxruntime.InferenceSession(
-        model if isinstance(model, str) else model.SerializeToString(), providers=["CPUExecutionProvider"]
-    )
+    content = str(model) if isinstance(model, (str, Path)) else model.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     feeds = {spec.name: array for spec, array in zip(session.get_inputs(), inputs, strict=True)}
     return [np.asarray(output) for output in session.run(None, feeds)]
 
 
 def _input_arrays(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[np.ndarray, ...]:
-    """The run's inputs in the order and types of the graph's."""
+    """The run's inputs in the order and types of the graph's; standard normal, or zeros for integers, where none are given."""
     import torch
     from torch.utils._pytree import tree_leaves
 
+    tensors = [graph.tensors[t] for t in graph.inputs]
     leaves = [np.asarray(t) for t in tree_leaves((tuple(args), dict(kwargs or {}))) if isinstance(t, (torch.Tensor, np.ndarray))]
-    if len(leaves) != len(graph.inputs):
-        raise SourceError(f"{graph.name!r} takes {len(graph.inputs)} tensors, {len(leaves)} were given")
-    return tuple(np.ascontiguousarray(a, graph.tensors[t].dtype) for a, t in zip(leaves, graph.inputs, strict=True))
+    if not leaves:
+        draw = np.random.default_rng(0)
+        leaves = [draw.standard_normal(t.shape) if t.dtype.startswith("float") else np.zeros(t.shape) for t in tensors]
+    if len(leaves) != len(tensors):
+        raise SourceError(f"{graph.name!r} takes {len(tensors)} tensors, {len(leaves)} were given")
+    return tuple(np.ascontiguousarray(a, t.dtype) for a, t in zip(leaves, tensors, strict=True))

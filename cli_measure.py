@@ -1,0 +1,79 @@
+"""`neaptide measure SOURCE --target NAME`: the command."""
+
+from __future__ import annotations
+
+import json as codec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from . import cli_options as opt
+from .report.console import Stages, output
+
+FILES = (".onnx", ".pt2")
+Target = Annotated[
+    str, typer.Option("--target", "-t", metavar="NAME", help="A target that `neaptide targets` lists, or a TOML file.", show_default=False)
+]
+Compiler = Annotated[
+    Literal["zig", "gcc"], typer.Option("--compiler", metavar="NAME", help="`zig` (default, from pip) or `gcc` (arm-none-eabi-gcc).")
+]
+Emulator = Annotated[
+    Literal["auto", "unicorn", "qemu"],
+    typer.Option("--emulator", metavar="NAME", help="`unicorn` or `qemu`. Default: unicorn where it has the core."),
+]
+Keep = Annotated[str, typer.Option("--keep", metavar="FOLDER", help="Keep the generated C and the ELF there.", show_default=False)]
+Database = Annotated[
+    str, typer.Option("--database", metavar="FILE", help="Default: $NEAPTIDE_COSTS, else the user's data folder.", show_default=False)
+]
+
+
+def measure(
+    source: opt.Source,
+    target: Target,
+    input: opt.Inputs = [],  # noqa: B006
+    compiler: Compiler = "zig",
+    emulator: Emulator = "auto",
+    keep: Keep = "",
+    database: Database = "",
+    json: opt.Json = False,
+) -> int:
+    """Run a model on a microcontroller's emulator: instructions by operator, arena, stack, flash, and the error of its outputs."""
+    from .report.measurement import measurement_view
+    from .targets.database import CostDatabase
+    from .targets.measure import measure as run
+    from .targets.spec import load_target
+
+    spec = load_target(target)
+    if keep:
+        Path(keep).mkdir(parents=True, exist_ok=True)
+    with Stages() as stages, CostDatabase(database or None) as costs:
+        stages("building the model")
+        model, args, kwargs, name = _model(source, input)
+        cost = run(
+            model, args, kwargs, target=spec, name=name, compiler=compiler, emulator=None if emulator == "auto" else emulator,
+            folder=keep or None, database=costs, progress=stages,
+        )  # fmt: skip
+    if json:
+        print(codec.dumps(cost.to_dict(), indent=2, allow_nan=False))
+    else:
+        output().print(measurement_view(cost))
+    return 0
+
+
+def _model(source: str, input: list[str]) -> tuple[Any, Any, Any, str]:
+    """A model that can run, its arguments and its name. Files of graphs are read by the importer itself."""
+    from .compiler.errors import SourceError
+    from .sources import InputSpec, resolve
+
+    path = Path(source)
+    if path.suffix.lower() in FILES:
+        if not path.is_file():
+            raise SourceError(f"{source!r} does not exist")
+        if input:
+            raise SourceError(f"{source!r} has its own shapes; --input is for factories and built-in models")
+        return path, (), {}, path.stem
+    if path.suffix.lower() == ".json":
+        raise SourceError(f"{source!r} is a graph without weights; measure needs a model: a built-in one, a factory, .onnx or .pt2")
+    model = resolve(source, [InputSpec.parse(text) for text in input], runnable=True)
+    return model.target, model.args, model.kwargs, model.name

@@ -1,0 +1,61 @@
+"""`measure`: what a model costs on a target, found by running it there, and remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..compiler.errors import SourceError
+from .cost import Cost
+from .database import CostDatabase
+from .remember import remember
+from .spec import Target, load_target
+
+if TYPE_CHECKING:
+    from .mcu.measure import Emulator
+    from .mcu.toolchain import Compiler
+
+
+def measure(
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: str | Target,
+    name: str | None = None,
+    compiler: Compiler = "zig",
+    emulator: Emulator | None = None,
+    stack: int | None = None,
+    folder: str | Path | None = None,
+    database: CostDatabase | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Cost:
+    """Run one inference of `model` on `target` and say what it took; its outputs are compared with the framework's own.
+
+    `model`: a torch module with example `args` and `kwargs`, a `torch.export.ExportedProgram`, an `onnx.ModelProto`, or the path of
+    an `.onnx` or `.pt2` file (those take random inputs where `args` are absent). `target`: a name that `neaptide targets` lists, the
+    path of a TOML file, or a `Target`; a microcontroller. `stack`: bytes kept for it (None: 4,096). `folder`: an existing folder
+    that keeps the generated sources and the ELF. `database`: where the measurement is remembered, nowhere when None.
+
+    Raises `BudgetError` when the part cannot hold the model, before anything is linked; `SourceError` for other targets;
+    `MissingExtraError` without `neaptide[mcu]`.
+    """
+    spec = load_target(target) if isinstance(target, str) else target
+    if spec.kind != "mcu":
+        raise SourceError(f"target {spec.name} is a {spec.kind}; microcontrollers can be measured, `neaptide targets` lists them")
+    from .mcu.firmware import STACK
+    from .mcu.measure import measure_network
+    from .mcu.network import prepare
+
+    say = progress or (lambda _: None)
+    say("importing and planning")
+    network = prepare(model, args, kwargs, name=name)
+    say(f"building and running for {spec.name}")
+    place = None if folder is None else Path(folder)
+    cost = measure_network(
+        network, target=spec, compiler=compiler, emulator=emulator, stack=STACK if stack is None else stack, folder=place
+    )
+    if database is not None:
+        remember(cost, database)
+    return cost
