@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from importlib.util import find_spec
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from neaptide.cli import main
-from neaptide.compiler.errors import FormatError, NeaptideError
+from neaptide.compiler.errors import FormatError, MissingExtraError, NeaptideError
 from neaptide.targets.database import CostDatabase, NetworkRow, OperatorRow
 from neaptide.targets.predictors import Columns, OperatorPredictor, Predictor, fit, fit_operators, load_predictor, read_csv, save_predictor
 from neaptide.targets.predictors.fit import accuracy_of, spearman
@@ -207,3 +208,10 @@ def test_command_fits_a_csv(tmp_path, capsys):
     assert main(["cost", "fit", "--target", "m7", "--database", str(tmp_path / "c.sqlite")]) == 1
     assert "no measured operators" in capsys.readouterr().err
     assert main(["cost", "fit"]) == 2
+
+
+def test_boosting_without_scikit_learn_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.ensemble", None)
+    with pytest.raises(MissingExtraError, match=r"scikit-learn.*pip install 'neaptide\[search\]'"):
+        fit(nets(40), additive(nets(40)))
+    assert fit(nets(40), additive(nets(40)), boosting=False).accuracy.error < 0.1
