@@ -54,7 +54,7 @@ class Model:
     def name(self) -> str:
         """In words."""
         kind = "power law" if self.log else "additive"
-        return f"{kind} on {self.view}, 1/y^{self.power}" + (" + boosting" if self.boosted else "")
+        return f"{kind} on {self.view}, 1/y^{self.power}, ridge {self.ridge:g}" + (" + boosting" if self.boosted else "")
 
 
 @dataclass(frozen=True)
