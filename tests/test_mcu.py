@@ -77,8 +77,10 @@ def test_what_does_not_fit_says_where():
     model = nn.Sequential(nn.Conv2d(3, 32, 3, 1, 1), nn.ReLU())
     with pytest.raises(BudgetError, match=r"does not fit stm32f446: arena 1,\d+,\d+ B.*Peak at .*conv2d"):
         measure_mcu(model, (torch.randn(1, 3, 100, 100),), target="stm32f446")
-    with pytest.raises(BudgetError, match="weights 4,000,000 B, flash 524,288 B"):
-        measure_mcu(nn.Linear(1000, 1000, bias=False), (torch.randn(1, 1000),), target="stm32f446")
+    with pytest.raises(BudgetError, match=r"weights 16,000,000 B, flash 524,288 B.*fits no built-in part"):
+        measure_mcu(nn.Linear(2000, 2000, bias=False), (torch.randn(1, 2000),), target="stm32f446")
+    with pytest.raises(BudgetError, match=r"a part that it fits: .*stm32h743"):
+        measure_mcu(nn.Linear(400, 400, bias=False), (torch.randn(1, 400),), target="stm32f446")
     with pytest.raises(SourceError, match="is a cpu"):
         measure_mcu(model, (torch.randn(1, 3, 8, 8),), target="cpu")
 

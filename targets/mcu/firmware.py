@@ -17,7 +17,7 @@ from ...compiler.errors import BudgetError
 from ...compiler.graph import Graph, Node
 from ...passes.allocate import Plan
 from ...passes.liveness import liveness
-from ..spec import Target
+from ..spec import Target, list_targets
 
 if TYPE_CHECKING:
     from ..tvm.lower import CKernel
@@ -71,6 +71,7 @@ def check_fit(graph: Graph, plan: Plan, target: Target, *, stack: int = STACK) -
     """Raise `BudgetError` where arena and stack exceed the target's SRAM, or weights its flash; says what is largest and a way out."""
     sram = sram_bytes(target)
     need = plan.arena + stack + STATIC
+    weights = len(_weights(graph)[0])
     if need > sram:
         ranges = liveness(graph, plan.order, inputs=plan.inputs)
         node = graph.nodes[ranges.order[ranges.peak_step]]
@@ -78,16 +79,23 @@ def check_fit(graph: Graph, plan: Plan, target: Target, *, stack: int = STACK) -
         more = f", workspace {node.workspace:,} B" if node.workspace else ""
         raise BudgetError(
             f"{graph.name!r} does not fit {target.name}: arena {plan.arena:,} B + stack {stack:,} B + {STATIC} B of variables "
-            f"= {need:,} B, SRAM {sram:,} B. Peak at {node.op} {node.scope} ({held}{more}). A smaller input or width, or a "
-            f"part with {need - sram:,} B more SRAM, fits"
+            f"= {need:,} B, SRAM {sram:,} B. Peak at {node.op} {node.scope} ({held}{more}); {need - sram:,} B have to go: "
+            f"a smaller input or fewer channels there{_roomier(need, weights)}"
         )
-    weights = len(_weights(graph)[0])
     if target.flash is not None and weights > target.flash:
         largest = max((s for s in graph.storages if s.role == "constant"), key=lambda s: s.nbytes)
         raise BudgetError(
             f"{graph.name!r} does not fit {target.name}: weights {weights:,} B, flash {target.flash:,} B. "
-            f"Largest: {largest.name}, {largest.nbytes:,} B. Fewer channels, or a part with more flash, fits"
+            f"Largest: {largest.name}, {largest.nbytes:,} B; {weights - target.flash:,} B have to go: "
+            f"fewer channels{_roomier(need, weights)}"
         )
+
+
+def _roomier(sram: int, flash: int) -> str:
+    """The built-in parts that have so much of both, as the end of a sentence."""
+    parts = [t for t in list_targets() if t.kind == "mcu" and t.name != t.core]
+    names = [t.name for t in parts if t.sram is not None and t.flash is not None and t.sram >= sram and t.flash > flash]
+    return f", or a part that it fits: {', '.join(names)}" if names else "; it fits no built-in part"
 
 
 def sram_bytes(target: Target) -> int:
