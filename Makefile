@@ -74,7 +74,7 @@ define install
 endef
 
 $(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/pip
-	$(call install,$(VENV),dev)
+	$(call install,$(VENV),dev$(comma)mcu$(comma)search)
 
 $(ZOO)/.ready: pyproject.toml constraints.txt | $(ZOO)/bin/pip
 	$(call install,$(ZOO),dev$(comma)zoo,torchvision)
