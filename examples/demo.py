@@ -1,7 +1,7 @@
 """The demo: one real network, from trace to a proven plan that runs, and a report to look at. `make demo` runs it.
 
 DARTS-V2 for CIFAR-10 (Liu et al. 2018): 20 cells whose branches can run in many orders, so the order matters. Any other name from
-`neaptide models` may be given.
+`neaptide models` may be given. Then a network small enough for a microcontroller is measured on one.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ import torch
 import neaptide
 from neaptide.compiler.reference_models import reference_model
 from neaptide.report.console import Stages, output
+from neaptide.report.measurement import measurement_view
 from neaptide.report.units import format_bytes
+from neaptide.targets.measure import measure
+
+SMALL, PART = "resnet8", "stm32f746"
 
 
 def main(name: str = "darts_cifar") -> int:
@@ -51,7 +55,13 @@ def main(name: str = "darts_cifar") -> int:
     report = Path("out") / f"{name}.html"
     report.parent.mkdir(exist_ok=True)
     analysis.save_html(str(report))
-    console.rule("[bold]4  look at it")
+    console.rule(f"[bold]4  measure {SMALL} on an emulated {PART}")
+    make_model, make_args = reference_model(SMALL)
+    with Stages() as stages:
+        cost = measure(make_model(), make_args(), target=PART, name=SMALL, progress=stages)
+    console.print(measurement_view(cost, shown=5))
+
+    console.rule("[bold]5  look at it")
     console.print(f"  {report}", highlight=False)
     return 0 if difference is None else 1
 
