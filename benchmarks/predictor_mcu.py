@@ -124,7 +124,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="30 training networks and 10 unseen ones")
     parser.add_argument("--target", default="cortex-m4f")
-    parser.add_argument("--training", type=int, default=100)
+    parser.add_argument("--training", type=int, default=40)
     parser.add_argument("--unseen", type=int, default=200)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--database", metavar="FILE")
