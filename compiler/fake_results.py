@@ -1,7 +1,8 @@
 """Fake results remembered by the call that made them: most ops of a network have been seen before, in this model or another.
 
 Torch keeps such a cache too, but looking a call up there costs more than the recorder's own view of it: the op, its encoded
-arguments, and the dtype, shape, strides and offset of each tensor. Kept for ops that only make new tensors.
+arguments, and the dtype, shape, strides and offset of each tensor. Kept for ops that only make new tensors, and for ops that only
+write their first argument.
 
 `kernel_layout` mends the first result of ops whose fake kernels stride dimensions of size 1 otherwise than torch's own do.
 Nothing is wrong with either stride, but later kernels choose their layouts, and so their memory, by it.
@@ -16,14 +17,18 @@ import torch
 from torch._prims_common import suggest_memory_format
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from .graph import contiguous_strides
+
 MOST = 100_000
 _layouts: dict[Any, tuple[type, tuple[tuple[Any, Any, torch.dtype], ...]]] = {}
+_in_place: set[Any] = set()
 
 
 WITH_NUMBER = frozenset(f"aten.{op}.Tensor" for op in ("add", "sub", "mul", "div"))
 LAYER_NORM = "aten.native_layer_norm.default"
 GROUP_NORM = "aten.native_group_norm.default"
 BATCH_NORM = "aten.native_batch_norm.default"
+NORMS = frozenset((LAYER_NORM, GROUP_NORM, BATCH_NORM))
 
 
 def kernel_layout(op: str, args: Sequence[Any], out: Any) -> Any:
@@ -37,16 +42,23 @@ def kernel_layout(op: str, args: Sequence[Any], out: Any) -> Any:
         if isinstance(x, FakeTensor) and not isinstance(args[1], torch.Tensor) and _is_concrete(x):
             return _restrided(out, _iterator_strides(x.shape, x.stride()))
         return out
-    if op not in (LAYER_NORM, GROUP_NORM, BATCH_NORM) or not _is_concrete(args[0]):
+    if op not in NORMS or not _is_concrete(args[0]):
         return out
     x = args[0]
+    shape = tuple(x.shape)
     if op == LAYER_NORM or (op == BATCH_NORM and x.is_contiguous()):
-        layout = torch.contiguous_format
-    elif op == BATCH_NORM and x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
-        layout = torch.channels_last
+        strides = contiguous_strides(shape)
+    elif op == BATCH_NORM and len(shape) == 4 and x.is_contiguous(memory_format=torch.channels_last):
+        strides = _channels_last(shape)
     else:
-        layout = suggest_memory_format(x)
-    return (_restrided(out[0], torch.empty(x.shape, device="meta", memory_format=layout).stride()), *out[1:])
+        strides = contiguous_strides(shape) if suggest_memory_format(x) is torch.contiguous_format else _channels_last(shape)
+    return (_restrided(out[0], strides), *out[1:])
+
+
+def _channels_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    n, c, *space = shape
+    batch, *rest = contiguous_strides((n, *space, c))
+    return (batch, 1, *rest[:-1])
 
 
 def _is_concrete(x: torch.Tensor) -> bool:
@@ -131,3 +143,16 @@ def remember(key: Any, out: Any, args: Sequence[Any]) -> None:
         storages.add(storage._cdata)
         layouts.append((tuple(t.shape), t.stride(), t.dtype))
     _layouts[key] = (torch.Tensor if single else type(out), tuple(layouts))
+
+
+def recall_in_place(key: Any, target: torch.Tensor) -> torch.Tensor | None:
+    """`target` if an equal call was seen to write it, return it and leave its window as it was; None otherwise."""
+    if key not in _in_place or not isinstance(target, FakeTensor) or target.constant is not None:
+        return None
+    return target
+
+
+def remember_in_place(key: Any) -> None:
+    """Keep that the call writes and returns its first argument, and does nothing to its window."""
+    if len(_in_place) < MOST:
+        _in_place.add(key)

@@ -48,7 +48,7 @@ from .args import dtype_name, encode
 from .errors import TraceError
 from .fake import Fakes
 from .fake_kernels import FAKE_KERNELS
-from .fake_results import call_key, kernel_layout, recall, remember
+from .fake_results import call_key, kernel_layout, recall, recall_in_place, remember, remember_in_place
 from .graph import Graph, GraphBuilder, Ref
 
 TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
@@ -71,6 +71,7 @@ class OpInfo:
     """What the schema of one operator says: `writes` are (position, name) of mutated arguments; `dropout` of a dropout probability.
 
     `dependent`: the size of a result, or a number it returns, depends on data. `plain`: it only makes new tensors.
+    `in_place`: it writes its first argument, returns it, and does nothing else.
     """
 
     name: str
@@ -81,6 +82,7 @@ class OpInfo:
     lift: bool
     dependent: bool
     plain: bool
+    in_place: bool
 
 
 def op_info(func: Any) -> OpInfo:
@@ -91,9 +93,10 @@ def op_info(func: Any) -> OpInfo:
     dropout = next(((i, a.name) for i, a in enumerate(arguments) if a.name in ("dropout_p", "dropout")), None)
     random = torch.Tag.nondeterministic_seeded in func.tags
     dependent = name in BOUNDS or torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
-    special = writes or random or dependent or func.is_view or name in LIFTS or name in UNMARKED_WRITES or name in FAKE_KERNELS
-    plain = func.namespace == "aten" and not special
-    return OpInfo(name, func.namespace in DROPPED_NAMESPACES, writes, random, dropout, name in LIFTS, dependent, plain)
+    special = random or dependent or func.is_view or name in LIFTS or name in FAKE_KERNELS or func.namespace != "aten"
+    plain = not (special or writes)
+    in_place = not special and [i for i, _ in writes] == [0] and len(func._schema.returns) == 1
+    return OpInfo(name, func.namespace in DROPPED_NAMESPACES, writes, random, dropout, name in LIFTS, dependent, plain, in_place)
 
 
 def _code_kind(filename: str) -> str:
@@ -324,22 +327,24 @@ class Recorder(TorchDispatchMode):
         """What the op returns: of itself, of a fake kernel of ours, or as remembered from an equal call on fakes."""
         if self.fakes is None:
             return func(*args, **kwargs)
-        if not (info.plain and self._reuse) or torch.is_grad_enabled():
+        if not (self._reuse and (info.plain or info.in_place)) or torch.is_grad_enabled() or self._writes_unmarked(info, args):
             kernel: Any = FAKE_KERNELS.get(info.name, func)
             return kernel_layout(info.name, args, kernel(*args, **kwargs))
         key = call_key(func, attrs, [self._window_of[t] for t in inputs])
-        out = recall(key, self.fakes.mode)
+        out = recall(key, self.fakes.mode) if info.plain else recall_in_place(key, args[0])
         if out is None:
             out = kernel_layout(info.name, args, func(*args, **kwargs))
-            remember(key, out, [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)])
+            if info.plain:
+                remember(key, out, [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)])
+            elif out is args[0] and self._window(out) == self._window_of[inputs[0]]:
+                remember_in_place(key)
         return out
 
     def _written(self, info: OpInfo, args: tuple, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
         found: list[int] = []
         positions = info.writes
-        unmarked = UNMARKED_WRITES.get(info.name)
-        if unmarked is not None and args[unmarked[1]]:
-            positions = tuple((i, "") for i in unmarked[0])
+        if self._writes_unmarked(info, args):
+            positions = tuple((i, "") for i in UNMARKED_WRITES[info.name][0])
         for i, name in positions:
             value = args[i] if i < len(args) else kwargs.get(name)
             for tensor in value if isinstance(value, list | tuple) else (value,):
@@ -355,6 +360,12 @@ class Recorder(TorchDispatchMode):
             found.append(self.rng_storage)
             self.random_ops[info.name] = self.random_ops.get(info.name, 0) + 1
         return tuple(found)
+
+    @staticmethod
+    def _writes_unmarked(info: OpInfo, args: tuple) -> bool:
+        """True for an op that writes arguments which its schema does not mark, as this call's flag says."""
+        unmarked = UNMARKED_WRITES.get(info.name)
+        return unmarked is not None and bool(args[unmarked[1]])
 
     @staticmethod
     def _is_deterministic(info: OpInfo, args: tuple, kwargs: Mapping[str, Any]) -> bool:
