@@ -33,17 +33,28 @@ def measure(
 ) -> Cost:
     """Run one inference of `model` on `target` and say what it took; its outputs are compared with the framework's own.
 
+    On a CUDA GPU of the target's architecture times are measured; where there is none the cost is a lower bound, of kind "bound".
+
     `model`: a torch module with example `args` and `kwargs`, a `torch.export.ExportedProgram`, an `onnx.ModelProto`, or the path of
     an `.onnx` or `.pt2` file (those take random inputs where `args` are absent). `target`: a name that `neaptide targets` lists, the
-    path of a TOML file, or a `Target`; a microcontroller. `stack`: bytes kept for it (None: 4,096). `folder`: an existing folder
-    that keeps the generated sources and the ELF. `database`: where the measurement is remembered, nowhere when None.
+    path of a TOML file, or a `Target`; a microcontroller or a CUDA GPU. `stack`: bytes kept for it (None: 4,096). `folder`: an
+    existing folder that keeps the generated sources and the ELF. `database`: where a measurement is remembered, nowhere when None;
+    bounds are not.
 
     Raises `BudgetError` when the part cannot hold the model, before anything is linked; `SourceError` for other targets;
     `MissingExtraError` without `neaptide[mcu]`.
     """
     spec = load_target(target) if isinstance(target, str) else target
+    if spec.kind == "gpu":
+        from .tvm.cuda import measure_cuda
+
+        (progress or (lambda _: None))(f"compiling for {spec.name}")
+        cost = measure_cuda(model, args, kwargs, target=spec, name=name, folder=None if folder is None else Path(folder))
+        if database is not None and cost.kind == "measured":
+            remember(cost, database)
+        return cost
     if spec.kind != "mcu":
-        raise SourceError(f"target {spec.name} is a {spec.kind}; microcontrollers can be measured, `neaptide targets` lists them")
+        raise SourceError(f"target {spec.name} is a {spec.kind}; microcontrollers and GPUs can be measured, `neaptide targets` lists them")
     from .mcu.firmware import STACK
     from .mcu.measure import measure_network
     from .mcu.network import prepare

@@ -55,9 +55,9 @@ def prepare(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | No
     graph = program.graph.with_nodes([replace(node, workspace=needs.get(node.op, 0)) for node in program.graph.nodes])
     plan = allocate(graph, schedule(graph, inputs="planned"), alignment=ALIGNMENT, inputs="planned")
     signatures = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
-    inputs = _input_arrays(graph, args, kwargs)
+    inputs = input_arrays(graph, args, kwargs)
     versions = {"apache-tvm": version("apache-tvm"), "schedules": str(VERSION)}
-    return Network(title, graph, plan, kernels, signatures, versions, inputs, tuple(_reference(model, args, kwargs, inputs)))
+    return Network(title, graph, plan, kernels, signatures, versions, inputs, tuple(reference_outputs(model, args, kwargs, inputs)))
 
 
 def relative_error(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
@@ -70,7 +70,7 @@ def relative_error(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]
     return worst
 
 
-def _reference(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
+def reference_outputs(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Outputs of torch's own inference of a module or exported program; of onnxruntime for ONNX."""
     import torch
     from torch.utils._pytree import tree_leaves
@@ -106,7 +106,7 @@ def _onnx_reference(model: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray
     return [np.asarray(output) for output in session.run(None, feeds)]
 
 
-def _input_arrays(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[np.ndarray, ...]:
+def input_arrays(graph: Graph, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> tuple[np.ndarray, ...]:
     """The run's inputs in the order and types of the graph's; standard normal, or zeros for integers, where none are given."""
     import torch
     from torch.utils._pytree import tree_leaves

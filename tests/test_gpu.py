@@ -1,0 +1,155 @@
+"""GPUs without a GPU: bounds that can be counted by hand, facts read from CUDA, and the measuring run on the CPU in their place."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from neaptide.compiler.errors import SourceError
+from neaptide.compiler.graph import GraphBuilder
+from neaptide.targets.nvcc import assembler_facts, kernel_facts, source_facts
+from neaptide.targets.roofline import roofline
+from neaptide.targets.spec import load_target
+
+needs_tvm = pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="tvm not installed: pip install 'neaptide[tvm]'")
+KERNELS = """
+extern "C" __global__ void __launch_bounds__(160) first_kernel(float* __restrict__ a);
+extern "C" __global__ void __launch_bounds__(160) first_kernel(float* __restrict__ a) {
+  alignas(64) float mine_ptr[1];
+  __shared__ alignas(64) float red_ptr[160];
+  __shared__ alignas(64) half tile_ptr[2][8];
+  a[threadIdx.x] = red_ptr[threadIdx.x] = mine_ptr[0];
+}
+extern "C" __global__ void second_kernel(float* __restrict__ a) {
+  a[0] = 1.0f;
+}
+"""
+SAID = """
+ptxas info    : 0 bytes gmem
+ptxas info    : Compiling entry function 'second_kernel' for 'sm_90'
+ptxas info    : Function properties for second_kernel
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 12 registers, used 0 barriers
+ptxas info    : Compiling entry function 'first_kernel' for 'sm_90'
+ptxas info    : Function properties for first_kernel
+    8 bytes stack frame, 16 bytes spill stores, 24 bytes spill loads
+ptxas info    : Used 72 registers, used 1 barriers, 640 bytes smem
+"""
+
+
+def network() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4))
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU(), *head).eval(), torch.randn(1, 3, 16, 16)
+
+
+def test_roofline_by_hand():
+    b = GraphBuilder("two")
+    x = b.tensor((256, 1024), "float32", role="input")
+    w = b.tensor((1024, 512), "float32", role="constant")
+    table = b.tensor((10_000, 8), "float32", role="constant")
+    y, rows = b.tensor((256, 512), "float32"), b.tensor((4, 8), "float32")
+    b.inputs.append(x)
+    view = b.tensor((512, 256), "float32", b.tensors[y].storage)
+    half = b.tensor((256, 512), "float16")
+    for op, inputs, outputs in (("dense", [x, w], [y]), ("reshape", [y], [view]), ("square", [x, x], [half]), ("take", [table], [rows])):
+        b.node(op, inputs, outputs)
+    b.outputs.extend([view, half, rows])
+    target = load_target("sm_90")
+    peaks = target.roofline
+    assert peaks is not None
+    flops = 2.0 * 256 * 1024 * 512 * 100
+    bounds = roofline(b.build(), target, {"dense": flops, "square": 1e15, "take": 0.0})
+    assert [bound.node for bound in bounds] == [0, 2, 3]
+    dense, square, take = bounds
+    assert dense.bytes == 4 * (256 * 1024 + 1024 * 512 + 256 * 512)
+    assert dense.limit == "arithmetic" and dense.seconds == flops / peaks.flops
+    assert square.bytes == 4 * 256 * 1024 + 2 * 256 * 512 and square.limit == "memory" and square.flops == 0
+    assert square.seconds == square.bytes / peaks.bandwidth
+    assert take.bytes == 4 * 4 * 8
+    with pytest.raises(SourceError, match="'dense'"):
+        roofline(b.build(), target, {})
+    with pytest.raises(SourceError, match="cpu-without"):
+        roofline(b.build(), replace(target, name="cpu-without", roofline=None), {})
+
+
+def test_facts_of_kernels():
+    facts = source_facts(KERNELS)
+    assert list(facts) == ["first_kernel", "second_kernel"]
+    assert (facts["first_kernel"].threads, facts["first_kernel"].shared) == (160, 640 + 32)
+    assert facts["second_kernel"].threads is None and facts["second_kernel"].registers is None
+    known = assembler_facts(SAID, facts)
+    assert (known["first_kernel"].registers, known["first_kernel"].spilled, known["first_kernel"].shared) == (72, 40, 640)
+    assert (known["second_kernel"].registers, known["second_kernel"].spilled, known["second_kernel"].shared) == (12, 0, 0)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc not installed")
+def test_nvcc_knows_registers():
+    from neaptide.targets.nvcc import CudaError
+
+    facts = kernel_facts(KERNELS.replace("half", "short"), "sm_90")
+    assert all(fact.registers and fact.spilled == 0 for fact in facts.values())
+    with pytest.raises(CudaError, match="undeclared"):
+        kernel_facts(KERNELS.replace("half", "short").replace("1.0f", "undeclared"), "sm_90")
+
+
+@needs_tvm
+@pytest.mark.parametrize("name", ["sm_80", "sm_90"])
+def test_a_bound_without_a_gpu(name, tmp_path, monkeypatch):
+    from neaptide.targets.measure import measure
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    model, x = network()
+    cost = measure(model, (x,), target=name, folder=tmp_path)
+    peaks = load_target(name).roofline
+    assert peaks is not None and cost.latency is not None and cost.plan is not None
+    assert cost.kind == "bound" and cost.arena is None and cost.max_error is None and cost.fits
+    assert cost.latency == pytest.approx(sum(op.seconds or 0 for op in cost.per_op))
+    weights = 4 * sum(p.numel() for p in model.parameters())
+    least = weights + 4 * (x.numel() + 8 * 8 * 8 + 4)
+    assert least / peaks.bandwidth <= cost.latency < 3 * least / peaks.bandwidth
+    assert all(op.kind == "bound" and op.tuned is False for op in cost.per_op)
+    facts = json.loads((tmp_path / "kernels.json").read_text())
+    assert len(facts) >= len({op.signature for op in cost.per_op}) > 0
+    assert all(fact["kernel"] in (tmp_path / "kernels.cu").read_text() and fact["threads"] <= 1024 for fact in facts)
+
+
+@needs_tvm
+def test_arithmetic_is_that_of_the_convolution():
+    from neaptide.targets.tvm.cuda import compile_network
+
+    model, x = network()
+    compiled = compile_network(model, (x,), target=load_target("sm_90"))
+    conv = next(flops for op, flops in compiled.flops.items() if "conv2d" in op)
+    elements = 8 * 8 * 8
+    assert conv == 2 * 27 * elements + 2 * elements  # multiply-adds, bias, ReLU
+    with pytest.raises(SourceError, match="no CUDA GPU"):
+        compile_network(model, (x,), target=load_target("cpu"))
+
+
+@needs_tvm
+def test_the_measuring_run_computes_what_torch_does():
+    """The same run as on a GPU, with unscheduled operators on the CPU."""
+    from neaptide.targets.mcu.network import relative_error
+    from neaptide.targets.tvm.cuda import compile_network, run_in_arena
+    from neaptide.targets.tvm.fused_graph import fused_program
+    from neaptide.targets.tvm.importer import to_relax
+
+    model, x = network()
+    compiled = compile_network(model, (x,), target=load_target("sm_90"))
+    plain = {op: func.with_attr("global_symbol", op) for op, func in fused_program(to_relax(model, (x,))).kernels.items()}
+    times = run_in_arena(compiled, [x.numpy()], device="cpu", functions=plain, target={"kind": "llvm"}, repeats=3)
+    with torch.no_grad():
+        expected = model(x).numpy()
+    assert relative_error(times.outputs, [expected]) < 1e-5
+    assert np.abs(expected).max() > 0
+    assert times.arena == compiled.plan.arena and times.latency > 0
+    assert set(times.per_op) == {node.id for node in compiled.graph.nodes if node.op != "reshape"}
+    assert all(seconds > 0 for seconds in times.per_op.values())
