@@ -77,7 +77,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt | $(VENV)/bin/pip
 	$(call install,$(VENV),dev$(comma)mcu$(comma)search)
 
 $(ZOO)/.ready: pyproject.toml constraints.txt | $(ZOO)/bin/pip
-	$(call install,$(ZOO),dev$(comma)zoo,torchvision)
+	$(call install,$(ZOO),dev$(comma)zoo$(comma)mcu$(comma)search,torchvision)
 
 # Peers live apart: they pin old packages and patch torch when imported.
 $(PEERS)/.ready: constraints.txt | $(PEERS)/bin/pip

@@ -32,6 +32,10 @@ BENCHMARKS = {
     "formula": "Peaks as formulas",
     "execute": "Execution in the arena against eager",
     "fuzz": "Property tests against brute force",
+    "mcu": "Networks as firmware on emulated microcontrollers",
+    "cost_database": "The cost database",
+    "predictors": "Predictors on published latencies",
+    "predictor_mcu": "Predictor of microcontroller instructions",
 }
 
 
