@@ -22,7 +22,11 @@ Emulator = Annotated[
     Literal["auto", "unicorn", "qemu"],
     typer.Option("--emulator", metavar="NAME", help="`unicorn` or `qemu`. Default: unicorn where it has the core."),
 ]
-Keep = Annotated[str, typer.Option("--keep", metavar="FOLDER", help="Keep the generated C and the ELF there.", show_default=False)]
+Keep = Annotated[str, typer.Option("--keep", metavar="FOLDER", help="Keep the generated sources and the ELF there.", show_default=False)]
+Threads = Annotated[int, typer.Option("--threads", min=1, metavar="N", help="Threads, on a CPU.")]
+Trials = Annotated[
+    int, typer.Option("--trials", min=0, metavar="N", help="Schedules to time per distinct operator, on a CPU; 0: what is known only.")
+]
 Database = Annotated[
     str, typer.Option("--database", metavar="FILE", help="Default: $NEAPTIDE_COSTS, else the user's data folder.", show_default=False)
 ]
@@ -35,10 +39,15 @@ def measure(
     compiler: Compiler = "zig",
     emulator: Emulator = "auto",
     keep: Keep = "",
+    threads: Threads = 1,
+    trials: Trials = 32,
     database: Database = "",
     json: opt.Json = False,
 ) -> int:
-    """Run a model on a microcontroller's emulator: instructions by operator, arena, stack, flash, and the error of its outputs."""
+    """Run a model on a microcontroller's emulator: instructions by operator, arena, stack, flash, and the error of its outputs.
+
+    On a GPU target: times where such a GPU is, else a lower bound and what each kernel takes.
+    """
     from .report.measurement import measurement_view
     from .targets.database import CostDatabase
     from .targets.measure import measure as run
@@ -52,7 +61,7 @@ def measure(
         model, args, kwargs, name = _model(source, input)
         cost = run(
             model, args, kwargs, target=spec, name=name, compiler=compiler, emulator=None if emulator == "auto" else emulator,
-            folder=keep or None, database=costs, progress=stages,
+            folder=keep or None, threads=threads, trials=trials, database=costs, progress=stages,
         )  # fmt: skip
     if json:
         print(codec.dumps(cost.to_dict(), indent=2, allow_nan=False))

@@ -25,6 +25,8 @@ def measurement_view(cost: Cost, *, shown: int = SHOWN) -> RenderableType:
     elif cost.latency is not None:
         spread = "" if cost.spread is None else f" ± {cost.spread:.0%}"
         facts.add_row("latency", ("at least " if cost.kind == "bound" else "") + _seconds(cost.latency) + spread)
+    for peer, latency in cost.peers.items():
+        facts.add_row(f"in {peer}", f"{_seconds(latency)} ± {cost.peer_spreads.get(peer, 0.0):.0%}")
     if cost.arena is not None:
         facts.add_row("arena", f"{cost.arena:,} B, as planned" if cost.arena == cost.plan else f"{cost.arena:,} B")
     elif cost.plan is not None:

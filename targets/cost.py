@@ -42,7 +42,8 @@ class Cost:
     device, `plan`: the same as planned; `stack`: high-water mark; `flash`: bytes of code and constants, `sections` its parts.
     `max_error`: largest relative error of the outputs against torch. `fits`: within the target's memories, None where nothing limits
     them. `error`: expected relative error of a prediction. `cycles`: an estimate from a table, never measured. `reasons`: the verdict
-    in words, one sentence each. `versions`: every tool that took part.
+    in words, one sentence each. `peers`, `peer_spreads`: median seconds of other runtimes in the same run, and their relative half
+    range. `versions`: every tool that took part.
     """
 
     target: str
@@ -61,6 +62,8 @@ class Cost:
     error: float | None = None
     cycles: int | None = None
     per_op: tuple[OpCost, ...] = ()
+    peers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    peer_spreads: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     reasons: tuple[str, ...] = ()
 
@@ -88,6 +91,8 @@ class Cost:
             "version": VERSION,
             **values,
             "sections": dict(self.sections),
+            "peers": dict(self.peers),
+            "peer_spreads": dict(self.peer_spreads),
             "versions": dict(self.versions),
             "reasons": list(self.reasons),
             "per_op": [op.to_dict() for op in self.per_op],
@@ -104,7 +109,7 @@ class Cost:
         values = {name: value for name, value in document.items() if name in known}
         values["per_op"] = tuple(OpCost(**op) for op in _list(document.get("per_op", ())))
         values["reasons"] = tuple(_list(document.get("reasons", ())))
-        for name in ("sections", "versions"):
+        for name in ("sections", "peers", "peer_spreads", "versions"):
             values[name] = MappingProxyType(dict(document.get(name, {})))
         return cls(**values)
 

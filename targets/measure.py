@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compiler.errors import SourceError
 from .cost import Cost
 from .database import CostDatabase
 from .remember import remember
@@ -28,6 +27,8 @@ def measure(
     emulator: Emulator | None = None,
     stack: int | None = None,
     folder: str | Path | None = None,
+    threads: int = 1,
+    trials: int | None = None,
     database: CostDatabase | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Cost:
@@ -37,12 +38,13 @@ def measure(
 
     `model`: a torch module with example `args` and `kwargs`, a `torch.export.ExportedProgram`, an `onnx.ModelProto`, or the path of
     an `.onnx` or `.pt2` file (those take random inputs where `args` are absent). `target`: a name that `neaptide targets` lists, the
-    path of a TOML file, or a `Target`; a microcontroller or a CUDA GPU. `stack`: bytes kept for it (None: 4,096). `folder`: an
-    existing folder that keeps the generated sources and the ELF. `database`: where a measurement is remembered, nowhere when None;
-    bounds are not.
+    path of a TOML file, or a `Target`; a microcontroller, a CUDA GPU or this machine's CPU. `stack`: bytes kept for it (None: 4,096).
+    `folder`: an existing folder that keeps the generated sources and the ELF. `database`: where a measurement is remembered, nowhere
+    when None; bounds are not. On a CPU, `threads` of it; `trials`: schedules to time for each distinct operator (None: 32; 0: none,
+    and what `database` does not know is untuned and has no time); torch and onnxruntime run beside it.
 
-    Raises `BudgetError` when the part cannot hold the model, before anything is linked; `SourceError` for other targets;
-    `MissingExtraError` without `neaptide[mcu]`.
+    Raises `BudgetError` when the part cannot hold the model, before anything is linked; `MissingExtraError` without
+    `neaptide[mcu]`.
     """
     spec = load_target(target) if isinstance(target, str) else target
     if spec.kind == "gpu":
@@ -53,8 +55,11 @@ def measure(
         if database is not None and cost.kind == "measured":
             remember(cost, database)
         return cost
-    if spec.kind != "mcu":
-        raise SourceError(f"target {spec.name} is a {spec.kind}; microcontrollers and GPUs can be measured, `neaptide targets` lists them")
+    if spec.kind == "cpu":
+        from .tvm.cpu import TRIALS, measure_cpu
+
+        count = TRIALS if trials is None else trials
+        return measure_cpu(model, args, kwargs, target=spec, name=name, threads=threads, trials=count, database=database, progress=progress)
     from .mcu.firmware import STACK
     from .mcu.measure import measure_network
     from .mcu.network import prepare

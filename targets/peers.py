@@ -1,0 +1,84 @@
+"""Other runtimes that run the same model: torch eager and onnxruntime on this machine's CPU."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Runner:
+    """`run()` makes one inference on the inputs it was made with."""
+
+    run: Callable[[], Any]
+    version: str
+
+
+def peer_runners(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, inputs: Sequence[np.ndarray], *, threads: int
+) -> tuple[dict[str, Runner], tuple[str, ...]]:
+    """Runners by name ("torch", "onnxruntime") with `threads` threads each, and a sentence for each runtime that cannot run `model`.
+
+    A torch model goes to onnxruntime through `torch.onnx`; an ONNX model does not go to torch. Sets torch's number of threads for
+    the whole process.
+    """
+    import torch
+
+    torch.set_num_threads(threads)
+    runners: dict[str, Runner] = {}
+    module, content = model, None
+    if isinstance(model, (str, Path)):
+        module = torch.export.load(str(model)) if Path(model).suffix == ".pt2" else None
+        content = None if module is not None else str(model)
+    elif hasattr(model, "SerializeToString"):
+        module, content = None, model.SerializeToString()
+    if isinstance(module, torch.export.ExportedProgram):
+        module = module.module()
+    if module is not None:
+        given = tuple(args) if args or kwargs else tuple(map(torch.from_numpy, inputs))
+        named = dict(kwargs or {})
+
+        def eager() -> Any:
+            with torch.inference_mode():
+                return module(*given, **named)
+
+        runners["torch"] = Runner(eager, torch.__version__)
+        absent = [name for name in ("onnxruntime", "onnxscript") if find_spec(name) is None]
+        if not absent:
+            content = _exported(module, given, named)
+    absent = [name for name in ("onnxruntime",) if find_spec(name) is None] if content is not None else ["onnxruntime or onnxscript"]
+    if absent or content is None:
+        return runners, (f"onnxruntime is not beside it: {', '.join(absent)} not installed (pip install 'neaptide[dev]')",)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    feeds = {spec.name: array for spec, array in zip(session.get_inputs(), inputs, strict=True)}
+    runners["onnxruntime"] = Runner(lambda: session.run(None, feeds), version("onnxruntime"))
+    return runners, ()
+
+
+def _exported(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+    import torch
+
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(module, args, kwargs=kwargs, dynamo=True, verbose=False)
+    finally:
+        logger.setLevel(level)
+    assert program is not None
+    return program.model_proto.SerializeToString()

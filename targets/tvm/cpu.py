@@ -1,0 +1,232 @@
+"""A network measured on this machine's CPU through TVM, each distinct operator under its best known schedule, beside other runtimes.
+
+Operators are called in Neaptide's order on tensors in Neaptide's arena. Every runtime gets the same inputs and the same number of
+threads, and they take turns, so that a slow moment of the machine meets all of them.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from statistics import median
+from time import perf_counter
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import tvm
+
+from ...compiler.errors import SourceError
+from ...compiler.graph import Graph
+from ...passes.allocate import Plan, allocate
+from ...passes.schedule import schedule
+from ..cost import Cost, OpCost
+from ..database import CostDatabase, NetworkRow, OperatorRow
+from ..mcu.network import input_arrays, reference_outputs, relative_error
+from ..peers import peer_runners
+from ..remember import features, toolchain_of
+from ..spec import Target
+from .fused_graph import FusedProgram, fused_program
+from .importer import to_relax
+from .lower import signature
+from .tune import Tuned, build, cpu_target, tune, tuned_module, unscheduled
+
+TRIALS = 32
+ROUNDS, ROUND_S = 15, 0.01
+ALIGNMENT = 64
+
+
+def measure_cpu(
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: Target,
+    name: str | None = None,
+    threads: int = 1,
+    trials: int = TRIALS,
+    peers: bool = True,
+    database: CostDatabase | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> Cost:
+    """Median latency of one inference of `model` on this machine with `threads` threads, and of torch eager and onnxruntime beside it.
+
+    Arguments as in `targets.measure.measure`. Each distinct operator is tuned until `trials` of its schedules have been timed, and
+    remembered in `database` at once with its schedule, so a search that was broken off goes on where it was and one that is done
+    is not repeated. With `trials=0` nothing is searched: an operator the database does not know is `tuned=False` without a time,
+    and the network that contains it has no latency. Raises `SourceError` when `target` is no CPU.
+    """
+    if target.kind != "cpu":
+        raise SourceError(f"target {target.name} is a {target.kind}; this machine's CPU is the target 'cpu'")
+    say = progress or (lambda _: None)
+    say("importing and planning")
+    title = name or type(model).__name__
+    program = fused_program(to_relax(model, args, kwargs), name=title)
+    graph = program.graph
+    order = schedule(graph, inputs="planned")
+    plan = allocate(graph, order, alignment=ALIGNMENT, inputs="planned")
+    machine = cpu_target(threads, target.tvm.get("mcpu", "host"))
+    versions = {"apache-tvm": version("apache-tvm"), "processor": str(machine.attrs["mcpu"]), "threads": str(threads)}
+    keys = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
+    tvm.get_global_func("runtime.config_threadpool")(1, threads)
+    found = _tuned(program, keys, machine, target.name, toolchain_of(versions), trials, database, say)
+    say("compiling")
+    libraries = {
+        symbol: build(tuned_module(func, known.trace), machine) if (known := found.get(keys[symbol])) else unscheduled(func, machine)
+        for symbol, func in program.kernels.items()
+    }
+    inputs = input_arrays(graph, args, kwargs)
+    network = _Network(graph, order.order, plan, libraries, inputs)
+    network.run()
+    error = relative_error(network.outputs(), reference_outputs(model, args, kwargs, inputs))
+    runners = {"tvm": network.run}
+    absent: tuple[str, ...] = ()
+    if peers:
+        say("preparing torch and onnxruntime")
+        others, absent = peer_runners(model, args, kwargs, inputs, threads=threads)
+        runners |= {label: runner.run for label, runner in others.items()}
+        versions |= {label: runner.version for label, runner in others.items()}
+    say("running")
+    timings = interleaved(runners)
+    cost = _cost(title, target.name, graph, plan, order.order, keys, found, timings, error, versions, absent)
+    if database is not None and cost.latency is not None and name:
+        operators = dict(Counter(op.signature for op in cost.per_op))
+        own = toolchain_of({tool: versions[tool] for tool in ("apache-tvm", "processor", "threads")})
+        database.put(NetworkRow(title, target.name, own, cost.latency, operators, "seconds", cost.spread))
+    return cost
+
+
+@dataclass(frozen=True, slots=True)
+class Timing:
+    """Seconds of one call: the median over the rounds, and their relative half range."""
+
+    seconds: float
+    spread: float
+
+
+def interleaved(runners: Mapping[str, Callable[[], Any]], *, rounds: int = ROUNDS) -> dict[str, Timing]:
+    """Time each of `runners` once per round, taking turns; a round calls it for at least 10 ms after one call that is not counted."""
+    calls = {}
+    for label, run in runners.items():
+        run()
+        start = perf_counter()
+        run()
+        calls[label] = max(1, int(ROUND_S / max(perf_counter() - start, 1e-9)))
+    taken: dict[str, list[float]] = {label: [] for label in runners}
+    for _ in range(rounds):
+        for label, run in runners.items():
+            run()
+            start = perf_counter()
+            for _ in range(calls[label]):
+                run()
+            taken[label].append((perf_counter() - start) / calls[label])
+    return {label: Timing(median(s), (max(s) - min(s)) / 2 / median(s)) for label, s in taken.items()}
+
+
+def _tuned(
+    program: FusedProgram, keys: Mapping[str, str], machine: tvm.target.Target, target: str, toolchain: str, trials: int,
+    database: CostDatabase | None, say: Callable[[str], None],
+) -> dict[str, Tuned]:  # fmt: skip
+    """The best schedules by signature: what the database knows, searched further where it had fewer than `trials`."""
+    funcs = {keys[symbol]: func for symbol, func in program.kernels.items()}
+    found: dict[str, Tuned] = {}
+    for i, (key, func) in enumerate(funcs.items()):
+        row = database.get(key, target, toolchain) if database is not None else None
+        known = None
+        if row is not None and "trace" in row.extra:
+            known = Tuned(row.value, row.spread or 0.0, int(row.extra["trials"]), row.extra["trace"])
+        if trials > (known.trials if known else 0):
+            say(f"tuning operator {i + 1} of {len(funcs)}: {key.partition('#')[0]}")
+            known = tune(func, machine, trials=trials, known=known)
+            if database is not None:
+                extra = {"trials": known.trials, "trace": known.trace}
+                row = OperatorRow(key, target, toolchain, known.seconds, "seconds", known.spread, features=features(key), extra=extra)
+                database.put(row)
+        if known is not None:
+            found[key] = known
+    return found
+
+
+class _Network:
+    """Compiled operators over one arena. Kernel workspaces are TVM's own, taken from its pool while an operator runs."""
+
+    def __init__(self, graph: Graph, order: Sequence[int], plan: Plan, libraries: Mapping[str, Any], inputs: Sequence[np.ndarray]):
+        room = np.zeros(plan.arena + ALIGNMENT, np.uint8)
+        self._arena = room[-room.ctypes.data % ALIGNMENT :]
+        self._graph, self._plan = graph, plan
+        self._values = {t: tvm.runtime.tensor(array) for t, array in graph.values.items()}
+        self._functions = {symbol: library["main"] for symbol, library in libraries.items()}
+        nodes = [graph.nodes[v] for v in order]
+        tensors = {t: self._tensor(t) for node in nodes for t in (*node.inputs, *node.outputs)}
+        self._calls = [
+            (self._functions[node.op], [tensors[t] for t in (*node.inputs, *node.outputs)]) for node in nodes if node.op in libraries
+        ]
+        self._inputs = [(self._view(t), array) for t, array in zip(graph.inputs, inputs, strict=True)]
+
+    def run(self) -> None:
+        """One inference; the inputs are copied in again, for the arena may have reused their place."""
+        for place, array in self._inputs:
+            place[...] = array
+        for function, arguments in self._calls:
+            function(*arguments)
+
+    def outputs(self) -> list[np.ndarray]:
+        """The outputs of the last run, copied."""
+        return [self._view(t).copy() for t in self._graph.outputs]
+
+    def _view(self, t: int) -> np.ndarray:
+        tensor = self._graph.tensors[t]
+        offset = self._plan.offsets.get(tensor.storage)
+        if offset is None:
+            source = next(s for s in self._graph.values if self._graph.tensors[s].storage == tensor.storage)
+            return self._values[source].numpy().reshape(tensor.shape)
+        dtype = np.dtype(tensor.dtype)
+        nbytes = int(np.prod(tensor.shape)) * dtype.itemsize
+        return self._arena[offset : offset + nbytes].view(dtype).reshape(tensor.shape)
+
+    def _tensor(self, t: int) -> Any:
+        if t in self._values:
+            return self._values[t]
+        if self._graph.tensors[t].storage not in self._plan.offsets:
+            return tvm.runtime.tensor(self._view(t))
+        return tvm.runtime.from_dlpack(self._view(t))
+
+
+def _cost(
+    title: str, target: str, graph: Graph, plan: Plan, order: Sequence[int], keys: Mapping[str, str], found: Mapping[str, Tuned],
+    timings: Mapping[str, Timing], error: float, versions: Mapping[str, str], absent: Sequence[str],
+) -> Cost:  # fmt: skip
+    per_op = []
+    for v in order:
+        node = graph.nodes[v]
+        if node.op in keys:
+            known = found.get(keys[node.op])
+            shapes = " ".join("x".join(map(str, graph.tensors[t].shape)) for t in node.outputs)
+            label = f"{node.op.removeprefix('fused_')} -> {shapes}"
+            per_op.append(OpCost(label, keys[node.op], seconds=known.seconds if known else None, tuned=known is not None))
+    untuned = len({op.signature for op in per_op if not op.tuned})
+    whole = timings["tvm"]
+    reasons = []
+    if untuned:
+        reasons.append(f"untuned: {untuned} of {len(set(keys.values()))} distinct operators were never tuned, so there is no latency")
+    else:
+        alone = sum(op.seconds or 0.0 for op in per_op)
+        reasons.append(f"tuned: {len(set(keys.values()))} distinct operators; alone they take {alone * 1e3:.2f} ms together")
+    reasons += absent
+    return Cost(
+        target=target,
+        kind="measured",
+        name=title,
+        latency=None if untuned else whole.seconds,
+        spread=None if untuned else whole.spread,
+        arena=plan.arena,
+        plan=plan.arena,
+        max_error=error,
+        peers=MappingProxyType({label: t.seconds for label, t in timings.items() if label != "tvm"}),
+        peer_spreads=MappingProxyType({label: t.spread for label, t in timings.items() if label != "tvm"}),
+        per_op=tuple(per_op),
+        versions=MappingProxyType(dict(versions)),
+        reasons=tuple(reasons),
+    )

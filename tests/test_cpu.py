@@ -1,0 +1,79 @@
+"""This machine's CPU: one small operator tuned, remembered and taken up again, and an untuned one that has no time."""
+
+from __future__ import annotations
+
+import importlib.util
+import tempfile
+
+import pytest
+import torch
+from torch import nn
+
+from neaptide.compiler.errors import SourceError
+from neaptide.targets.cost import Cost
+from neaptide.targets.database import CostDatabase, NetworkRow
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("tvm") is None, reason="tvm not installed: pip install 'neaptide[tvm]'")
+
+
+def model() -> tuple[nn.Module, torch.Tensor]:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()).eval(), torch.randn(1, 3, 12, 12)
+
+
+def test_tuned_operator_is_remembered_and_never_tuned_ones_have_no_time(tmp_path, monkeypatch):
+    from neaptide.report.console import output
+    from neaptide.report.measurement import measurement_view
+    from neaptide.targets.measure import measure
+    from neaptide.targets.spec import load_target
+    from neaptide.targets.tvm.cpu import measure_cpu
+
+    cpu = load_target("cpu")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))  # nothing of the search is written to files
+    network, x = model()
+    with CostDatabase(tmp_path / "costs.sqlite") as database:
+
+        def run(trials: int) -> tuple[Cost, list[str]]:
+            said: list[str] = []
+            cost = measure_cpu(network, (x,), target=cpu, name="small", trials=trials, peers=False, database=database, progress=said.append)
+            return cost, [line for line in said if line.startswith("tuning")]
+
+        untuned, searched = run(0)
+        assert not searched and untuned.latency is None and untuned.reasons[0].startswith("untuned: 1 of 1")
+        assert [(op.seconds, op.tuned) for op in untuned.per_op] == [(None, False)]
+        assert untuned.max_error is not None and untuned.max_error < 1e-5
+        assert not list(database.rows())
+
+        tuned = measure(network, (x,), target="cpu", name="small", trials=3, database=database)
+        assert tuned.latency is not None and tuned.latency > 0
+        assert tuned.max_error is not None and tuned.max_error < 1e-5
+        assert tuned.peers["torch"] > 0
+        (row,) = database.rows()
+        assert row.value == tuned.per_op[0].seconds and row.extra["trials"] == 3
+        assert len(list(database.rows(NetworkRow))) == 1
+
+        again, searched = run(3)
+        assert not searched and again.per_op == tuned.per_op
+
+        more, searched = run(5)
+        (row,) = database.rows()
+        assert len(searched) == 1 and row.extra["trials"] == 5
+        assert more.per_op[0].seconds is not None and tuned.per_op[0].seconds is not None
+        assert more.per_op[0].seconds <= tuned.per_op[0].seconds
+
+    assert Cost.from_dict(tuned.to_dict()) == tuned
+    console = output()
+    with console.capture() as captured:
+        console.print(measurement_view(untuned))
+        console.print(measurement_view(tuned))
+    text = captured.get()
+    assert "untuned" in text and "in torch" in text and "instructions" not in text
+
+
+def test_only_a_cpu_is_measured_here():
+    from neaptide.targets.spec import load_target
+    from neaptide.targets.tvm.cpu import measure_cpu
+
+    network, x = model()
+    with pytest.raises(SourceError, match="sm_80 is a gpu"):
+        measure_cpu(network, (x,), target=load_target("sm_80"))
