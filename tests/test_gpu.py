@@ -103,6 +103,8 @@ def test_nvcc_knows_registers():
 @needs_tvm
 @pytest.mark.parametrize("name", ["sm_80", "sm_90"])
 def test_a_bound_without_a_gpu(name, tmp_path, monkeypatch):
+    from neaptide.report.console import output
+    from neaptide.report.measurement import measurement_view
     from neaptide.targets.measure import measure
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -116,6 +118,11 @@ def test_a_bound_without_a_gpu(name, tmp_path, monkeypatch):
     least = weights + 4 * (x.numel() + 8 * 8 * 8 + 4)
     assert least / peaks.bandwidth <= cost.latency < 3 * least / peaks.bandwidth
     assert all(op.kind == "bound" and op.tuned is False for op in cost.per_op)
+    console = output()
+    with console.capture() as captured:
+        console.print(measurement_view(cost))
+    text = captured.get()
+    assert "bound" in text and "at least" in text and "instructions" not in text and "stack" not in text
     facts = json.loads((tmp_path / "kernels.json").read_text())
     assert len(facts) >= len({op.signature for op in cost.per_op}) > 0
     assert all(fact["kernel"] in (tmp_path / "kernels.cu").read_text() and fact["threads"] <= 1024 for fact in facts)
