@@ -33,6 +33,7 @@ BENCHMARKS = {
     "execute": "Execution in the arena against eager",
     "fuzz": "Property tests against brute force",
     "mcu": "Networks as firmware on emulated microcontrollers",
+    "gpu": "CUDA GPUs: bounds and static facts, measured where one is",
     "cost_database": "The cost database",
     "predictors": "Predictors on published latencies",
     "predictor_mcu": "Predictor of microcontroller instructions",
