@@ -213,7 +213,12 @@ def _cost(
         reasons.append(f"untuned: {untuned} of {len(set(keys.values()))} distinct operators were never tuned, so there is no latency")
     else:
         alone = sum(op.seconds or 0.0 for op in per_op)
-        reasons.append(f"tuned: {len(set(keys.values()))} distinct operators; alone they take {alone * 1e3:.2f} ms together")
+        fewest = min((known.trials for known in found.values()), default=0)
+        reasons.append(
+            f"tuned: {len(set(keys.values()))} distinct operators, {fewest} or more schedules tried for each; alone they take "
+            f"{alone * 1e3:.2f} ms together"
+        )
+    reasons.append("the arena holds tensors; operators take workspace of their own from TVM's pool, which is not counted")
     reasons += absent
     return Cost(
         target=target,
