@@ -2,7 +2,8 @@
 
 Williams, Waterman and Patterson, "Roofline" (CACM 2009). An operator is taken to read its inputs from device memory and to write its
 outputs there, each byte once, at the full bandwidth; launching costs nothing. Operators run one after another, so that bounds add up.
-What stays in a cache between two operators, and what an operator skips of an input, is not known to it.
+What stays in a cache between two operators, and what an operator skips of an input, is not known to it. Arithmetic is that of the direct
+algorithm, on padding too: Winograd's convolutions, or ones that skip padding, may need less.
 """
 
 from __future__ import annotations

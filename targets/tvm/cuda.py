@@ -170,12 +170,13 @@ def facts_summary(facts: Mapping[str, KernelFacts], arch: str) -> str:
     """The most that a kernel takes, in a sentence."""
     if not facts:
         return "no kernels"
+    kernels = "1 kernel" if len(facts) == 1 else f"{len(facts)} kernels"
     shared = f"at most {max(f.shared for f in facts.values()):,} B of shared memory per block"
     registers = [f.registers for f in facts.values() if f.registers is not None]
     if not registers:
-        return f"{len(facts)} kernels generated for {arch}, not compiled (nvcc is not installed): {shared}"
+        return f"{kernels} generated for {arch}, not compiled (nvcc is not installed): {shared}"
     spilling = sum(bool(f.spilled) for f in facts.values())
-    return f"{len(facts)} kernels compiled for {arch}: at most {max(registers)} registers per thread, {shared}, {spilling} with spills"
+    return f"{kernels} compiled for {arch}: at most {max(registers)} registers per thread, {shared}, {spilling} with spills"
 
 
 def gpu_name(target: Target) -> str | None:
