@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,8 +28,8 @@ def peer_runners(
 ) -> tuple[dict[str, Runner], tuple[str, ...]]:
     """Runners by name ("torch", "onnxruntime") with `threads` threads each, and a sentence for each runtime that cannot run `model`.
 
-    A torch model goes to onnxruntime through `torch.onnx`; an ONNX model does not go to torch. Sets torch's number of threads for
-    the whole process.
+    A torch model goes to onnxruntime through `torch.onnx`; an ONNX model does not go to torch. A module runs as a copy in inference
+    mode. Sets torch's number of threads for the whole process.
     """
     import torch
 
@@ -42,6 +43,8 @@ def peer_runners(
         module, content = None, model.SerializeToString()
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
+    elif isinstance(module, torch.nn.Module):
+        module = copy.deepcopy(module).eval()
     if module is not None:
         given = tuple(args) if args or kwargs else tuple(map(torch.from_numpy, inputs))
         named = dict(kwargs or {})

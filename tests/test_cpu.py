@@ -44,7 +44,12 @@ def test_tuned_operator_is_remembered_and_never_tuned_ones_have_no_time(tmp_path
         assert untuned.max_error is not None and untuned.max_error < 1e-5
         assert not list(database.rows())
 
+        network.train()
+        norm = network.get_submodule("1")
+        assert isinstance(norm, nn.BatchNorm2d) and norm.running_mean is not None
+        before = norm.running_mean.clone()
         tuned = measure(network, (x,), target="cpu", name="small", trials=3, database=database)
+        assert network.training and torch.equal(norm.running_mean, before)
         assert tuned.latency is not None and tuned.latency > 0
         assert tuned.max_error is not None and tuned.max_error < 1e-5
         assert tuned.peers["torch"] > 0
