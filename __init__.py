@@ -1,4 +1,5 @@
-"""Neaptide: how much memory and work a network needs, proven; the order and layout that need least; and nets that fit.
+"""Neaptide: how much memory and work a network needs, proven; the order and layout that need least;
+and what it costs on the device.
 
     import neaptide
     analysis = neaptide.analyze(model, (x,))
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from .passes.liveness import Lifetimes, eager_liveness, liveness
     from .passes.schedule import Schedule, schedule
     from .passes.verify import verify_graph, verify_order, verify_plan, verify_schedule
+    from .targets.cost import Cost
+    from .targets.database import CostDatabase
+    from .targets.measure import measure
+    from .targets.predictors.storage import load_predictor
+    from .targets.spec import Target, list_targets, load_target
 
 try:
     __version__ = version("neaptide")
@@ -38,6 +44,8 @@ except PackageNotFoundError:
 __all__ = [
     "Analysis",
     "ArenaRun",
+    "Cost",
+    "CostDatabase",
     "Counts",
     "Graph",
     "GraphBuilder",
@@ -49,6 +57,7 @@ __all__ = [
     "Plan",
     "Schedule",
     "Storage",
+    "Target",
     "Tensor",
     "__version__",
     "allocate",
@@ -58,7 +67,11 @@ __all__ = [
     "eager_liveness",
     "execute_in_arena",
     "inplace",
+    "list_targets",
     "liveness",
+    "load_predictor",
+    "load_target",
+    "measure",
     "peak_formula",
     "read_lifetimes",
     "reference_model",
@@ -87,6 +100,11 @@ _HOMES = {
     ".passes.liveness": ("Lifetimes", "eager_liveness", "liveness"),
     ".passes.schedule": ("Schedule", "schedule"),
     ".passes.verify": ("verify_graph", "verify_order", "verify_plan", "verify_schedule"),
+    ".targets.cost": ("Cost",),
+    ".targets.database": ("CostDatabase",),
+    ".targets.measure": ("measure",),
+    ".targets.predictors.storage": ("load_predictor",),
+    ".targets.spec": ("Target", "list_targets", "load_target"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 _ROOMS = ("compiler", "passes", "targets", "search", "report", "testing")
