@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -151,7 +152,7 @@ def test_the_measuring_run_computes_what_torch_does():
 
     model, x = network()
     compiled = compile_network(model, (x,), target=load_target("sm_90"))
-    plain = {op: func.with_attr("global_symbol", op) for op, func in fused_program(to_relax(model, (x,))).kernels.items()}
+    plain: dict[str, Any] = {op: func.with_attr("global_symbol", op) for op, func in fused_program(to_relax(model, (x,))).kernels.items()}
     times = run_in_arena(compiled, [x.numpy()], device="cpu", functions=plain, target={"kind": "llvm"}, repeats=3)
     with torch.no_grad():
         expected = model(x).numpy()
