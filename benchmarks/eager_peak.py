@@ -10,14 +10,13 @@ one after another; with `--resume` what it found is kept in FILE (JSON lines) an
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from typing import Any
 
 from .figures import Figure, finish
 from .peak_models import build, names
-from .peak_runs import run_all
+from .peak_runs import run_all, serve
 
 QUICK = 12
 
@@ -32,7 +31,7 @@ def main() -> int:
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        return _serve(options.worker)
+        return serve(compare, options.worker)
     chosen = options.only or (names()[:: len(names()) // QUICK] if options.quick else names())
     results = {t: run_all("benchmarks.eager_peak", ["--worker", str(t)], chosen, f"{t} threads", options.resume) for t in options.threads}
     figures, rows, notes = [], [], []
@@ -72,20 +71,6 @@ def _why(result: dict[str, Any]) -> str:
     at = " > ".join(result["truth_at"][-3:])
     unmeasured = f"; not measured: {result['unmeasured']}" if result["unmeasured"] else ""
     return f"off by {off:,} B; predicted at {result['predicted_at']}, profiler at {at}{unmeasured}"
-
-
-def _serve(threads: int) -> int:
-    """Answer each model name on standard input with one line of JSON."""
-    import torch
-
-    torch.set_num_threads(threads)
-    for line in sys.stdin:
-        try:
-            answer = compare(line.strip())
-        except Exception as error:  # a model that cannot be built, traced or run is a result, too
-            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-        print("result", json.dumps(answer), flush=True)
-    return 0
 
 
 def compare(name: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ outputs. Norms get random statistics; images are small, which changes sizes and 
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 from .figures import Figure, finish
 from .peak_models import build, names
-from .peak_runs import run_all
+from .peak_runs import run_all, serve
 
 QUICK = 8
 SIDE = 96
@@ -34,7 +33,7 @@ def main() -> int:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        return _serve()
+        return serve(_run, 1)
     chosen = options.only or (names()[:: len(names()) // QUICK] if options.quick else names())
     found = run_all("benchmarks.execute", ["--worker"], chosen, "execute", options.resume)
     ran = {name: r for name, r in found.items() if "orders" in r}
@@ -61,37 +60,6 @@ def main() -> int:
     return finish("execute", figures, columns, rows, threads=1, notes=notes, json_path=options.json)
 
 
-def random_order(graph: Any, seed: int) -> list[int]:
-    """A topological order drawn step by step among the nodes that are ready."""
-    rng = random.Random(seed)
-    successors = graph.successors()
-    waiting = [len(p) for p in graph.dependencies()]
-    ready = [v for v, n in enumerate(waiting) if not n]
-    order = []
-    while ready:
-        at = rng.randrange(len(ready))
-        ready[at], ready[-1] = ready[-1], ready[at]
-        order.append(ready.pop())
-        for w in successors[order[-1]]:
-            waiting[w] -= 1
-            if not waiting[w]:
-                ready.append(w)
-    return order
-
-
-def _serve() -> int:
-    import torch
-
-    torch.set_num_threads(1)
-    for line in sys.stdin:
-        try:
-            answer = _run(line.strip())
-        except Exception as error:  # the answer about that model
-            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-        print(f"result {json.dumps(answer)}", flush=True)
-    return 0
-
-
 def _run(name: str) -> dict[str, Any]:
     import torch
 
@@ -100,6 +68,7 @@ def _run(name: str) -> dict[str, Any]:
     from neaptide.passes.allocate import allocate
     from neaptide.passes.execute import execute_in_arena
     from neaptide.passes.schedule import schedule
+    from neaptide.testing.generate import random_order
 
     started = time.perf_counter()
     model, args, kwargs = build(name, side=SIDE)
@@ -115,7 +84,7 @@ def _run(name: str) -> dict[str, Any]:
             torch.manual_seed(0)
             eager.append(model(*args, **kwargs))
     orders: dict[str, Any] = {"planned": schedule(graph, time_limit=LIMIT).order, "traced": None}
-    orders |= {f"random {seed}": random_order(graph, seed) for seed in range(3)}
+    orders |= {f"random {seed}": random_order(random.Random(seed).randrange, graph) for seed in range(3)}
     out: dict[str, Any] = {"nodes": len(graph.nodes), "orders": {}}
     for label, order in orders.items():
         plan = allocate(graph, order, time_limit=LIMIT if label == "planned" else 0.5)

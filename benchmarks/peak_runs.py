@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +66,17 @@ def _summary(answer: dict[str, Any]) -> str:
     if "error" in answer:
         return str(answer["error"])
     return ", ".join(f"{k} {v}" for k, v in answer.items() if isinstance(v, int | float))
+
+
+def serve(compare: Callable[[str], dict[str, Any]], threads: int) -> int:
+    """The worker's side: answer each case on standard input with one line of JSON, on `threads` threads of torch."""
+    import torch
+
+    torch.set_num_threads(threads)
+    for line in sys.stdin:
+        try:
+            answer = compare(line.strip())
+        except Exception as error:  # a model that cannot be built, traced or run is a result, too
+            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
+        print("result", json.dumps(answer), flush=True)
+    return 0

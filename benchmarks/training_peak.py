@@ -8,14 +8,13 @@ Both peaks are bytes above what is alive before step 1, so that optimizer state 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from typing import Any
 
 from .figures import Figure, finish
 from .peak_models import build
-from .peak_runs import run_all
+from .peak_runs import run_all, serve
 
 MODELS = (
     "builtin:resnet8 builtin:ds_cnn builtin:mobilenet_v1_025_vww builtin:resnet18 builtin:mobilenet_v2 builtin:densenet121 builtin:unet "
@@ -70,7 +69,7 @@ def main() -> int:
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
-        return _serve(options.threads)
+        return serve(compare, options.threads)
     chosen = options.only or (cases()[::9] if options.quick else cases())
     label = f"training, {options.threads} threads"
     found = run_all("benchmarks.training_peak", ["--worker", "--threads", str(options.threads)], chosen, label, options.resume)
@@ -114,20 +113,6 @@ def _why(answer: dict[str, Any]) -> str:
     off = {k: v - answer["truth"][k] for k, v in answer["predicted"].items() if v != answer["truth"][k]}
     at = {k: " > ".join(answer["truth_at"][k][-3:]) for k in off}
     return f"off by {off} B; profiler at {at}; not measured: {answer['unmeasured'] or 'none'}"
-
-
-def _serve(threads: int) -> int:
-    """Answer each case on standard input with one line of JSON."""
-    import torch
-
-    torch.set_num_threads(threads)
-    for line in sys.stdin:
-        try:
-            answer = compare(line.strip())
-        except Exception as error:  # a model that cannot be built, traced or run is a result, too
-            answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
-        print("result", json.dumps(answer), flush=True)
-    return 0
 
 
 def compare(case: str) -> dict[str, Any]:

@@ -19,26 +19,12 @@ from neaptide.passes.allocate import allocate
 from neaptide.passes.execute import execute_in_arena
 from neaptide.passes.liveness import liveness
 from neaptide.passes.schedule import schedule
-
-
-def random_order(graph, seed):
-    """A topological order drawn step by step among the ready nodes."""
-    rng = random.Random(seed)
-    waiting = [len(p) for p in graph.dependencies()]
-    ready = [v for v, n in enumerate(waiting) if not n]
-    order = []
-    while ready:
-        order.append(ready.pop(rng.randrange(len(ready))))
-        for w in graph.successors()[order[-1]]:
-            waiting[w] -= 1
-            if not waiting[w]:
-                ready.append(w)
-    return order
+from neaptide.testing.generate import random_order
 
 
 def orders(graph):
     """Planned, traced and three random orders."""
-    return [schedule(graph, time_limit=1.0).order, None, *(random_order(graph, seed) for seed in range(3))]
+    return [schedule(graph, time_limit=1.0).order, None, *(random_order(random.Random(seed).randrange, graph) for seed in range(3))]
 
 
 class Inception(nn.Module):
@@ -314,7 +300,7 @@ def test_random_programs_of_views_and_writes(data):
     model, x = Program(program), torch.linspace(-2, 3, 12).reshape(3, 4)
     expected = model(x.clone())
     graph = trace(model, x)
-    for order in (None, random_order(graph, data.draw(st.integers(0, 99)))):
+    for order in (None, random_order(random.Random(data.draw(st.integers(0, 99))).randrange, graph)):
         for inputs in ("planned", "caller"):
             plan = allocate(graph, order, inputs=inputs)
             assert execute_in_arena(graph, plan, x).difference(expected) is None

@@ -16,21 +16,7 @@ from neaptide.compiler.exported import from_fx
 from neaptide.compiler.graph import Graph, GraphBuilder
 from neaptide.compiler.to_fx import missing_values, to_fx
 from neaptide.compiler.trace import trace
-
-
-def random_order(graph, seed):
-    """A topological order drawn step by step among the ready nodes."""
-    rng = random.Random(seed)
-    waiting = [len(p) for p in graph.dependencies()]
-    ready = [v for v, n in enumerate(waiting) if not n]
-    order = []
-    while ready:
-        order.append(ready.pop(rng.randrange(len(ready))))
-        for w in graph.successors()[order[-1]]:
-            waiting[w] -= 1
-            if not waiting[w]:
-                ready.append(w)
-    return order
+from neaptide.testing.generate import random_order
 
 
 class Branches(nn.Module):
@@ -107,7 +93,7 @@ def test_any_order_runs_bit_for_bit_as_the_model(name):
     with torch.no_grad():
         expected = [t.clone() for t in flat(model_and_inputs(name)[0](*inputs))]
     for seed in range(4):
-        order = random_order(graph, seed)
+        order = list(random_order(random.Random(seed).randrange, graph))
         module = to_fx(graph, order)
         got = module(*inputs)
         assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
@@ -193,7 +179,7 @@ def test_aten_graphs_become_onnx_in_their_order(name):
     with torch.no_grad():
         expected = flat(model_and_inputs(name)[0](*inputs))
     for seed in (0, 1):
-        order = random_order(graph, seed)
+        order = list(random_order(random.Random(seed).randrange, graph))
         made = to_onnx(graph, order)
         runs = onnx_order(made)
         assert len(set(runs)) == len(runs), "the ONNX nodes of one aten node stand together"
@@ -244,7 +230,7 @@ def test_onnx_graphs_become_onnx_in_any_order():
     expected = [torch.as_tensor(t) for t in in_onnxruntime(original, inputs)]
     graph = from_onnx(original)
     for seed in range(5):
-        order = random_order(graph, seed)
+        order = list(random_order(random.Random(seed).randrange, graph))
         made = to_onnx(graph, order)
         assert onnx_order(made) == order
         assert [o.name for o in made.graph.output] == ["y", "z", "k"]
