@@ -1,0 +1,63 @@
+"""The search spaces by name, each made when it is first asked for."""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ...compiler.errors import SourceError
+from ..space import Space
+
+_CLASSES = {
+    "nasbench201": ("nasbench201", "NASBench201"),
+    "nasbench_macro": ("nasbench_macro", "NASBenchMacro"),
+    "darts": ("darts", "DARTS"),
+    "memnet": ("memnet", "MemNet"),
+    "ofa_mbv3": ("ofa", "OFAMobileNetV3"),
+    "compofa": ("ofa", "CompOFA"),
+    "moofa": ("ofa", "MOOFA"),
+    "proxyless_mbconv": ("proxyless", "ProxylessMBConv"),
+    "proxyless_tree": ("proxyless_tree", "ProxylessTree"),
+    "fbnetv2": ("fbnetv2", "FBNetV2"),
+}
+
+
+def list_spaces() -> tuple[str, ...]:
+    """Names of the spaces that come with Neaptide."""
+    return tuple(_CLASSES)
+
+
+def load_space(name: str, **options: Any) -> Space:
+    """The space called `name`, made with `options`; `FILE.py:CLASS` makes a space of the user's own.
+
+    Raises `SourceError` for an unknown name, option or class.
+    """
+    if name in _CLASSES:
+        module, attribute = _CLASSES[name]
+        made = getattr(import_module(f".{module}", __name__), attribute)
+    elif ".py:" in name:
+        made = _own_class(name)
+    else:
+        raise SourceError(f"no search space {name!r}; there are {', '.join(_CLASSES)}, or your own as FILE.py:CLASS")
+    try:
+        space = made(**options)
+    except TypeError as error:
+        raise SourceError(f"space {name}: {error}") from error
+    if not isinstance(space, Space):
+        raise SourceError(f"{name} makes a {type(space).__name__}, which is no neaptide.search.Space")
+    return space
+
+
+def _own_class(name: str) -> Any:
+    file, _, attribute = name.rpartition(":")
+    path = Path(file)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    if spec is None or spec.loader is None or not path.is_file():
+        raise SourceError(f"no file {file} to take the search space {attribute} from")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, attribute):
+        raise SourceError(f"{file} has no {attribute}")
+    return getattr(module, attribute)

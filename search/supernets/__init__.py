@@ -1,0 +1,1 @@
+"""Networks that hold every architecture of a space at once, with shared weights."""
