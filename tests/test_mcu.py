@@ -35,13 +35,17 @@ class Skip(nn.Module):
 
 def network() -> tuple[nn.Module, torch.Tensor]:
     torch.manual_seed(0)
-    model = Skip()
+    return with_statistics(Skip()), torch.randn(1, 3, 16, 16)
+
+
+def with_statistics(model: nn.Module) -> nn.Module:
+    """`model` in inference mode, with statistics in its BatchNorms that change something."""
     for part in model.modules():
-        if isinstance(part, nn.BatchNorm2d):
+        if isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)):
             assert part.running_mean is not None and part.running_var is not None
             part.running_mean.normal_(0, 0.1)
             part.running_var.uniform_(0.5, 1.5)
-    return model.eval(), torch.randn(1, 3, 16, 16)
+    return model.eval()
 
 
 def test_outputs_arena_and_counts():
@@ -85,30 +89,71 @@ def test_what_does_not_fit_says_where():
         measure_mcu(model, (torch.randn(1, 3, 8, 8),), target="cpu")
 
 
+class Twice(nn.Module):
+    """A convolution that BatchNorm and a sum both read."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.conv(x)
+        return self.norm(y) + y
+
+
 def test_batch_norm_folds_where_nothing_else_reads():
-    from neaptide.targets.tvm.importer import fold_batch_norm
+    from neaptide.targets.tvm.importer import fold_exported
 
     model, x = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     program = torch.export.export(model, (x,))
-    assert fold_batch_norm(program) == 2
+    assert fold_exported(program) == 2
     assert not [node for node in program.graph.nodes if "batch_norm" in str(node.target)]
     torch.testing.assert_close(program.module()(x), model(x), rtol=1e-5, atol=1e-6)
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert fold_exported(torch.export.export(Twice().eval(), (x,))) == 0
 
-    norm = nn.BatchNorm2d(8).eval()
-    conv = nn.Conv2d(3, 8, 3)
+    dense = with_statistics(nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 5, bias=False), nn.BatchNorm1d(5)))
+    rows = torch.randn(3, 6)
+    program = torch.export.export(dense, (rows,))
+    assert fold_exported(program) == 2
+    torch.testing.assert_close(program.module()(rows), dense(rows), rtol=1e-5, atol=1e-6)
+    middle = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(4)).eval()  # BatchNorm over what the linear layer does not mix
+    assert fold_exported(torch.export.export(middle, (torch.randn(3, 4, 6),))) == 0
 
-    class Twice(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm = conv, norm
 
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y = self.conv(x)
-            return self.norm(y) + y
+class Overwriting(nn.Module):
+    """Ops in place, with and without an older name that is still read."""
 
-    assert fold_batch_norm(torch.export.export(Twice().eval(), (x,))) == 0
+    def __init__(self, stale: bool):
+        super().__init__()
+        self.stale = stale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = x * 2
+        flat = y.flatten(1)
+        y.relu_()
+        y += 1
+        return y.sum((2, 3)) + (flat[:, :3] if self.stale else 0)
+
+
+def test_trace_and_export_give_the_same_operators():
+    from neaptide.targets.tvm.fused_graph import fused_program
+    from neaptide.targets.tvm.importer import _export, _from_exported
+    from neaptide.targets.tvm.lower import signature
+    from neaptide.targets.tvm.traced import Untranslated, traced_relax
+
+    def operators(mod):
+        program = fused_program(mod)
+        return sorted(signature(node.op, program.kernels[node.op]) for node in program.graph.nodes if node.op in program.kernels)
+
+    transposed = nn.Sequential(nn.ConvTranspose2d(3, 4, 2, 2), nn.BatchNorm2d(4), nn.Conv2d(4, 3, 3), nn.Hardtanh(inplace=True))
+    dense = nn.Sequential(nn.Flatten(), nn.Linear(768, 8, bias=False), nn.BatchNorm1d(8), nn.LayerNorm(8))
+    for model in (network()[0], Twice(), with_statistics(transposed), with_statistics(dense), Overwriting(stale=False)):
+        x = torch.randn(1, 3, 16, 16)
+        assert operators(traced_relax(model.eval(), (x,), None)) == operators(_from_exported(_export(model, (x,), None)))
+    with pytest.raises(Untranslated, match="another name"):
+        traced_relax(Overwriting(stale=True), (torch.randn(1, 3, 4, 4),), None)
 
 
 def test_relative_error_is_of_the_largest_value():
