@@ -174,6 +174,7 @@ def predictor_document(predictor: Predictor | OperatorPredictor) -> dict[str, An
         "table": len(predictor.table),
         "models": {kind or "all": _model(model) for kind, model in predictor.models.items()},
         "sums": asdict(predictor.sums) if predictor.sums else None,
+        "unseen": asdict(predictor.unseen) if predictor.unseen else None,
     }
 
 

@@ -27,6 +27,12 @@ Threads = Annotated[int, typer.Option("--threads", min=1, metavar="N", help="Thr
 Trials = Annotated[
     int, typer.Option("--trials", min=0, metavar="N", help="Schedules to time per distinct operator, on a CPU; 0: what is known only.")
 ]
+Predict = Annotated[
+    bool, typer.Option("--predict", help="Build and run nothing: predict from the operators that were measured, with an error bar.")
+]
+Predictor = Annotated[
+    str, typer.Option("--predictor", metavar="FILE", help="Predict with what `neaptide cost fit` wrote.", show_default=False)
+]
 Database = Annotated[
     str, typer.Option("--database", metavar="FILE", help="Default: $NEAPTIDE_COSTS, else the user's data folder.", show_default=False)
 ]
@@ -41,6 +47,8 @@ def measure(
     keep: Keep = "",
     threads: Threads = 1,
     trials: Trials = 32,
+    predict: Predict = False,
+    predictor: Predictor = "",
     database: Database = "",
     json: opt.Json = False,
 ) -> int:
@@ -61,7 +69,8 @@ def measure(
         model, args, kwargs, name = _model(source, input)
         cost = run(
             model, args, kwargs, target=spec, name=name, compiler=compiler, emulator=None if emulator == "auto" else emulator,
-            folder=keep or None, threads=threads, trials=trials, database=costs, progress=stages,
+            folder=keep or None, threads=threads, trials=trials, database=costs, predict=predict,
+            predictor=predictor or None, progress=stages,
         )  # fmt: skip
     if json:
         print(codec.dumps(cost.to_dict(), indent=2, allow_nan=False))

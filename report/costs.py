@@ -48,9 +48,12 @@ def predictor_view(predictor: Predictor | OperatorPredictor) -> RenderableType:
     for kind, model in predictor.models.items():
         table.add_row(f"{kind or 'all kinds'}: {model.fitted.model.name}", *_accuracy(model.accuracy))
     if predictor.sums:
-        table.add_row("sum of operators against whole networks", *_accuracy(predictor.sums))
+        table.add_row("sums of measured operators against whole networks", *_accuracy(predictor.sums))
+    if predictor.unseen:
+        table.add_row("sums for networks left out with their own operators", *_accuracy(predictor.unseen))
         return table
-    return Group(table, Text("no network was measured whole: the error of a sum is not known", style=QUIET))
+    missing = "fewer than two networks have operators of their own" if predictor.sums else "no network was measured whole"
+    return Group(table, Text(f"{missing}: the error of a sum with predicted operators is not known", style=QUIET))
 
 
 def format_seconds(seconds: float) -> str:

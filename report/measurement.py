@@ -21,10 +21,9 @@ def measurement_view(cost: Cost, *, shown: int = SHOWN) -> RenderableType:
     facts.add_column(style=QUIET, no_wrap=True)
     facts.add_column()
     if counted:
-        facts.add_row("instructions", f"{cost.instructions or 0:,}")
+        facts.add_row("instructions", f"{cost.instructions or 0:,}{_doubt(cost)}")
     elif cost.latency is not None:
-        spread = "" if cost.spread is None else f" ± {cost.spread:.0%}"
-        facts.add_row("latency", ("at least " if cost.kind == "bound" else "") + _seconds(cost.latency) + spread)
+        facts.add_row("latency", ("at least " if cost.kind == "bound" else "") + _seconds(cost.latency) + _doubt(cost))
     for peer, latency in cost.peers.items():
         facts.add_row(f"in {peer}", f"{_seconds(latency)} ± {cost.peer_spreads.get(peer, 0.0):.0%}")
     if cost.arena is not None:
@@ -45,13 +44,23 @@ def measurement_view(cost: Cost, *, shown: int = SHOWN) -> RenderableType:
     table.add_column("operator", no_wrap=True, overflow="ellipsis")
     for column in ("instructions" if counted else "time", "share", "workspace"):
         table.add_column(column, justify="right", no_wrap=True)
+    mixed = len({op.kind for op in cost.per_op}) > 1
+    if mixed:
+        table.add_column("known", no_wrap=True)
     for op in cost.slowest(shown):
         n = (op.instructions if counted else op.seconds) or 0
         shown_as = f"{n:,}" if counted else "untuned" if op.seconds is None and op.tuned is False else _seconds(n)
-        table.add_row(op.name, shown_as, f"{n / total:.1%}" if total else "", f"{op.bytes:,} B")
+        table.add_row(op.name, shown_as, f"{n / total:.1%}" if total else "", f"{op.bytes:,} B", *([op.kind] if mixed else []))
     rest = len(cost.per_op) - shown
     more = [Text(f"and {rest} more operators", style=QUIET)] if rest > 0 else []
     return Group(head, facts, Text(""), table, *more)
+
+
+def _doubt(cost: Cost) -> str:
+    """What a total may be off by: the expected error of a prediction, the spread of a measurement."""
+    if cost.kind == "predicted":
+        return "" if cost.error is None else f" ± {cost.error:.2%} expected"
+    return "" if cost.spread is None else f" ± {cost.spread:.0%}"
 
 
 def _seconds(seconds: float) -> str:

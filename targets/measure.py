@@ -14,6 +14,7 @@ from .spec import Target, load_target
 if TYPE_CHECKING:
     from .mcu.measure import Emulator
     from .mcu.toolchain import Compiler
+    from .predictors import OperatorPredictor
 
 
 def measure(
@@ -30,6 +31,8 @@ def measure(
     threads: int = 1,
     trials: int | None = None,
     database: CostDatabase | None = None,
+    predict: bool = False,
+    predictor: OperatorPredictor | str | Path | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Cost:
     """Run one inference of `model` on `target` and say what it took; its outputs are compared with the framework's own.
@@ -43,10 +46,22 @@ def measure(
     when None; bounds are not. On a CPU, `threads` of it; `trials`: schedules to time for each distinct operator (None: 32; 0: none,
     and what `database` does not know is untuned and has no time); torch and onnxruntime run beside it.
 
-    Raises `BudgetError` when the part cannot hold the model, before anything is linked; `MissingExtraError` without
-    `neaptide[mcu]`.
+    `predict`: build and run nothing, but add up what `database` (None: the user's own) knows of the model's operators, and models of
+    those it does not know: the cost is of kind "predicted", with its expected relative `error`. `predictor`: what `neaptide cost fit`
+    wrote, to predict with instead.
+
+    Raises `BudgetError` when the part cannot hold the model, before anything is linked; `NeaptideError` when there is nothing to
+    predict from; `MissingExtraError` without `neaptide[mcu]`.
     """
     spec = load_target(target) if isinstance(target, str) else target
+    if predict or predictor is not None:
+        from .predict import predicted_cost
+
+        (progress or (lambda _: None))(f"predicting for {spec.name}")
+        return predicted_cost(
+            model, args, kwargs, target=spec, name=name, compiler=compiler, stack=stack, threads=threads, database=database,
+            predictor=predictor,
+        )  # fmt: skip
     if spec.kind == "gpu":
         from .tvm.cuda import measure_cuda
 

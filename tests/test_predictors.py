@@ -188,7 +188,7 @@ def test_operators_come_from_the_table_or_a_model_of_their_kind(tmp_path):
         with pytest.raises(NeaptideError, match="no measured operators"):
             fit_operators(db, target="m4")
         db.put(OperatorRow("conv 1", "m7", "t2", 1.0))
-        with pytest.raises(NeaptideError, match="t1, t2"):
+        with pytest.raises(NeaptideError, match="'t1', 't2'"):
             fit_operators(db, target="m7")
 
 

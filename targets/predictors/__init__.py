@@ -6,7 +6,7 @@ sum is a network. Several models are tried, the best by cross-validation is kept
 
 from .columns import Columns, read_csv
 from .fit import Accuracy, Predictor, fit
-from .operators import OperatorPredictor, fit_operators
+from .operators import OperatorPredictor, fit_operators, table_of
 from .storage import load_predictor, save_predictor
 
 __all__ = [
@@ -19,4 +19,5 @@ __all__ = [
     "load_predictor",
     "read_csv",
     "save_predictor",
+    "table_of",
 ]

@@ -34,6 +34,7 @@ def save_predictor(predictor: Predictor | OperatorPredictor, path: str | Path) -
             "unit": predictor.unit,
             "table": dict(predictor.table),
             "sums": asdict(predictor.sums) if predictor.sums else None,
+            "unseen": asdict(predictor.unseen) if predictor.unseen else None,
             "models": {kind: _pack(model, f"{i}/", arrays) for i, (kind, model) in enumerate(predictor.models.items())},
         }
     written = json.dumps({"format": FORMAT, "version": VERSION, **header}).encode()
@@ -51,9 +52,9 @@ def load_predictor(path: str | Path) -> Predictor | OperatorPredictor:
             raise ValueError(f"format {header['format']!r} version {header['version']!r}, wanted {FORMAT!r} version {VERSION}")
         if header["kind"] == "networks":
             return _unpack(header, "", arrays)
-        sums = Accuracy(**header["sums"]) if header["sums"] else None
+        sums, unseen = (Accuracy(**header[name]) if header.get(name) else None for name in ("sums", "unseen"))
         models = {kind: _unpack(model, f"{i}/", arrays) for i, (kind, model) in enumerate(header["models"].items())}
-        return OperatorPredictor(header["table"], models, header["target"], header["toolchain"], header["unit"], sums)
+        return OperatorPredictor(header["table"], models, header["target"], header["toolchain"], header["unit"], sums, unseen)
     except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
         raise FormatError(f"{path}: not a predictor that `neaptide cost fit` wrote ({error})") from None
 
