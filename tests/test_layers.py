@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+
 from neaptide.compiler.count import count
 from neaptide.search.spaces.layers import LayerGraph
 
