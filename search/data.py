@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from ..compiler.errors import SourceError
-from .image_files import ImageFiles, read_images
+from .image_files import ImageFiles, read_images, read_npz
 
 if TYPE_CHECKING:
     import torch
@@ -216,14 +216,14 @@ _NASBENCH201 = {"cifar10": "cifar10valid_val_12", "cifar100": "cifar100_val_12",
 
 
 def _table(path: Path, dataset: str) -> TabularData | None:
-    with np.load(path, allow_pickle=False) as file:
-        if "cifar10_test_200" in file.files:
-            if dataset not in _NASBENCH201:
-                raise SourceError(f"NAS-Bench-201 has no data set {dataset!r}; it has {', '.join(_NASBENCH201)}")
-            return _nasbench201(dataset, file["arch_str"], file[_NASBENCH201[dataset]], file[f"{dataset}_test_200"])
-        if "test_acc" in file.files and "arch" in file.files:
-            genes, runs = file["arch"].astype(np.int64), file["test_acc"]
-            return _by_genes("NAS-Bench-Macro on cifar10", _space("nasbench_macro"), genes, runs[:, 0], runs[:, 1:].mean(1))
+    file = read_npz(path)
+    if "cifar10_test_200" in file:
+        if dataset not in _NASBENCH201:
+            raise SourceError(f"NAS-Bench-201 has no data set {dataset!r}; it has {', '.join(_NASBENCH201)}")
+        return _nasbench201(dataset, file["arch_str"], file[_NASBENCH201[dataset]], file[f"{dataset}_test_200"])
+    if "test_acc" in file and "arch" in file:
+        genes, runs = file["arch"].astype(np.int64), file["test_acc"]
+        return _by_genes("NAS-Bench-Macro on cifar10", _space("nasbench_macro"), genes, runs[:, 0], runs[:, 1:].mean(1))
     return None
 
 

@@ -10,6 +10,8 @@ import gzip
 import io
 import pickle
 import struct
+import zipfile
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,11 +64,7 @@ def read_images(path: Path, *, size: int | None = None) -> ImageFiles:
 
 
 def _from_npz(path: Path) -> ImageFiles:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
-    except (OSError, ValueError) as error:
-        raise FormatError(f"{path} is no .npz of plain arrays: {error}") from error
+    arrays = read_npz(path)
     if "train_bytes" in arrays:
         parts = {part: (_jpegs(arrays, part), arrays[f"y_{part}"].astype(np.int64)) for part in ("train", "test")}
     elif "x_train" in arrays and "y_train" in arrays:
@@ -76,6 +74,15 @@ def _from_npz(path: Path) -> ImageFiles:
     train = _checked(path, *parts["train"])
     test = _checked(path, *parts["test"]) if "test" in parts else None
     return ImageFiles(path.stem, train, test, _class_names(arrays.get("class_names"), train[1]))
+
+
+def read_npz(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of an `.npz` file, none of them pickled. Raises `FormatError` naming the file."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {key: file[key] for key in file.files}
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise FormatError(f"{path} is no .npz of plain arrays: {error}") from error
 
 
 def _jpegs(arrays: dict[str, np.ndarray], part: str) -> np.ndarray:

@@ -1,0 +1,77 @@
+"""Trained weights on disk, as safetensors, and from one network to another."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..compiler.errors import FormatError, MissingExtraError, SourceError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def save_weights(path: str | Path, tensors: Mapping[str, torch.Tensor], facts: Mapping[str, Any] | None = None) -> None:
+    """Write `tensors` and `facts` (JSON values) as one safetensors file that is there whole or not at all, whenever the writer dies."""
+    safetensors = _safetensors("saving weights")
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    whole = safetensors.torch.save(
+        {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata={"facts": json.dumps(dict(facts or {}))}
+    )
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(whole)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            partial.unlink()
+
+
+def load_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The tensors and facts of a file that `save_weights` wrote. Raises `SourceError` when it is absent, `FormatError` when broken."""
+    safetensors = _safetensors("loading weights")
+    path = Path(path)
+    if not path.is_file():
+        raise SourceError(f"no weights at {path}")
+    try:
+        with safetensors.safe_open(str(path), framework="pt") as file:
+            facts = json.loads((file.metadata() or {}).get("facts", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118
+    except (safetensors.SafetensorError, json.JSONDecodeError, OSError) as error:
+        raise FormatError(f"{path} is no safetensors file: {error}") from error
+
+
+def inherit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> int:
+    """Copy into `module` what it shares by name with `tensors`, and of what differs in size the corner both have; numbers copied.
+
+    A network grown from another keeps what that one had learned (MemNet's trainer copies overlapping slices in the same way).
+    """
+    import torch
+
+    copied = 0
+    with torch.no_grad():
+        for name, own in module.state_dict().items():
+            theirs = tensors.get(name)
+            if theirs is None or theirs.dim() != own.dim() or theirs.dtype != own.dtype:
+                continue
+            corner = tuple(slice(0, min(a, b)) for a, b in zip(own.shape, theirs.shape, strict=True))
+            own[corner].copy_(theirs[corner])
+            copied += own[corner].numel()
+    return copied
+
+
+def _safetensors(purpose: str) -> Any:
+    try:
+        import safetensors
+        import safetensors.torch
+    except ImportError as error:
+        raise MissingExtraError("safetensors", "search", purpose) from error
+    return safetensors
