@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...compiler.errors import SourceError
 from ..space import Architecture, Slot, Space
-from .nasbench201_graph import EDGES, OPERATIONS, INCOMING, GraphMaker
+from .nasbench201_graph import EDGES, INCOMING, OPERATIONS, GraphMaker
 
 if TYPE_CHECKING:
     from torch import nn
