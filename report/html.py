@@ -1,17 +1,15 @@
 """An analysis as one offline HTML file: live memory, the arena, the module tree, and what is alive at any step.
 
-The page holds its data as JSON in a `<script type="application/json">`, its style and its script inline, and asks no network.
-Text of the user reaches the page through Jinja's autoescaping or through `textContent`, never as markup.
+The page holds its data as JSON in a `<script type="application/json">`; `report.page` makes the frame.
 """
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .page import render_page
 from .table import readable_source
 from .units import format_bytes, format_count, format_dtype, format_shape
 
@@ -21,26 +19,16 @@ if TYPE_CHECKING:
     from ..passes.liveness import Lifetimes
     from .result import Analysis
 
-_UNSAFE = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026", 0x2028: "\\u2028", 0x2029: "\\u2029"}
-
 
 def render_html(a: Analysis) -> str:
     """The page of `a`."""
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    folder = Path(__file__).with_name("templates")
-
-    def read(name: str) -> str:
-        return (folder / name).read_text(encoding="utf-8")
-
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    data = json.dumps(page_data(a), separators=(",", ":"), allow_nan=False).translate(_UNSAFE)
-    return environment.from_string(read("report.html.j2")).render(
+    return render_page(
+        "report.html.j2",
+        ("model.js", "charts.js", "page.js", "theme.js"),
+        title=a.name,
+        versions=a.provenance,
+        data=page_data(a),
         a=a,
-        style=Markup(read("report.css")),
-        script=Markup(read("model.js") + read("charts.js") + read("page.js")),
-        data=Markup(data),
         bytes=format_bytes,
         count=format_count,
         inputs=", ".join(f"{format_shape(a.graph.tensors[t].shape)} {a.graph.tensors[t].dtype}" for t in a.graph.inputs[:3]),

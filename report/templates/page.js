@@ -253,12 +253,6 @@ byId("fold").addEventListener("click", () => {
   byId("fold").textContent = folded.size ? "unfold all" : "fold all";
   showModules();
 });
-byId("theme").addEventListener("click", () => {
-  const dark = document.documentElement.dataset.theme ? document.documentElement.dataset.theme === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
-  document.documentElement.dataset.theme = dark ? "light" : "dark";
-  redraw();
-});
-
 byId("views").append(
   ...DATA.views.map((view) => {
     const button = element("button", { type: "button", "data-view": view.key, title: view.note }, view.title, element("small", {}, formatBytes(view.peak)));
@@ -279,7 +273,7 @@ for (const button of document.querySelectorAll("#colors button")) {
   });
 }
 new ResizeObserver(redraw).observe(timeline);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+window.addEventListener("theme", redraw);
 
 if (MODULES.length > 40) {
   foldAll();
