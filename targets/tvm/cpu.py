@@ -31,11 +31,13 @@ from ..spec import Target
 from .fused_graph import FusedProgram, fused_program
 from .importer import to_relax
 from .lower import signature
+from .pointwise import VERSION
 from .tune import Tuned, build, cpu_target, tune, tuned_module, unscheduled
 
 TRIALS = 32
 ROUNDS, ROUND_S = 15, 0.01
 ALIGNMENT = 64
+OWN_TOOLS = ("apache-tvm", "schedules", "processor", "threads")
 
 
 def measure_cpu(
@@ -68,13 +70,20 @@ def measure_cpu(
     order = schedule(graph, inputs="planned")
     plan = allocate(graph, order, alignment=ALIGNMENT, inputs="planned")
     machine = cpu_target(threads, target.tvm.get("mcpu", "host"))
-    versions = {"apache-tvm": version("apache-tvm"), "processor": str(machine.attrs["mcpu"]), "threads": str(threads)}
+    versions = {
+        "apache-tvm": version("apache-tvm"),
+        "schedules": str(VERSION),
+        "processor": str(machine.attrs["mcpu"]),
+        "threads": str(threads),
+    }
     keys = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
     tvm.get_global_func("runtime.config_threadpool")(1, threads)
     found = _tuned(program, keys, machine, target.name, toolchain_of(versions), trials, database, say)
     say("compiling")
     libraries = {
-        symbol: build(tuned_module(func, known.trace), machine) if (known := found.get(keys[symbol])) else unscheduled(func, machine)
+        symbol: build(tuned_module(func, known.trace, machine), machine)
+        if (known := found.get(keys[symbol]))
+        else unscheduled(func, machine)
         for symbol, func in program.kernels.items()
     }
     inputs = input_arrays(graph, args, kwargs)
@@ -93,7 +102,7 @@ def measure_cpu(
     cost = _cost(title, target.name, graph, plan, order.order, keys, found, timings, error, versions, absent)
     if database is not None and cost.latency is not None and name:
         operators = dict(Counter(op.signature for op in cost.per_op))
-        own = toolchain_of({tool: versions[tool] for tool in ("apache-tvm", "processor", "threads")})
+        own = toolchain_of({tool: versions[tool] for tool in OWN_TOOLS})
         database.put(NetworkRow(title, target.name, own, cost.latency, operators, "seconds", cost.spread))
     return cost
 

@@ -1,16 +1,15 @@
-"""The best schedule of one operator for this CPU, found by building and timing candidates of MetaSchedule's search space here.
+"""The best schedule of one operator for this CPU, found by building and timing candidates here: ours first, then MetaSchedule's.
 
-The search is driven directly: no builder or runner processes and no measure callbacks, so nothing of it ever touches a file.
+MetaSchedule's search is driven directly: no builder or runner processes and no measure callbacks, so nothing of it ever touches a file.
 """
 
 from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from tvm import tirx
 from tvm.s_tir import meta_schedule
 
 from ...compiler.errors import NeaptideError
+from . import pointwise
 
 BATCH = 16
 REPEATS, REPEAT_MS = 5, 4
@@ -28,8 +28,8 @@ _INTRINSICS = "tvm.s_tir.tensor_intrin"
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """The fastest schedule of an operator. `seconds`: median of repetitions, `spread`: their relative half range; `trials`: schedules
-    built and timed so far; `trace`: the schedule as JSON, which `tuned_module` applies.
+    """The fastest schedule of an operator. `seconds`: the quickest of its repetitions, for what disturbs one only adds to it; `spread`:
+    their relative half range; `trials`: schedules built and timed so far; `trace`: the schedule as JSON, which `tuned_module` applies.
     """
 
     seconds: float
@@ -47,26 +47,70 @@ def cpu_target(threads: int, mcpu: str = "host") -> tvm.target.Target:
 def tune(func: tirx.PrimFunc, target: tvm.target.Target, *, trials: int, known: Tuned | None = None) -> Tuned:
     """Search until `trials` schedules of `func` have been timed; goes on from `known`, which is returned when it had as many.
 
-    A space with fewer schedules ends the search early; it counts as searched. Raises `NeaptideError` when none of them runs.
+    Schedules of our own come first, the most promising before the others; what is left of `trials` is MetaSchedule's. A space with
+    fewer schedules ends the search early; it counts as searched. Raises `NeaptideError` when none of them runs.
     """
     if known is not None and known.trials >= trials:
         return known
     done = 0 if known is None else known.trials
-    module = _module(func)
     arguments = [tvm.runtime.tensor(_example(param)) for param in func.params]
     best = known
+    own = _own(func, target)
+    for tile in own[done:trials]:
+        seconds = _seconds(build(tuned_module(func, tile, target), target), arguments, best)
+        best = _better(best, seconds, trials, tile)
+    searched = max(done, min(len(own), trials))
+    if searched < trials:
+        best = _meta_schedule(func, target, arguments, trials - searched, 1 + searched, best, trials)
+    if best is None:
+        raise NeaptideError(f"none of {trials} schedules of {func.attrs['global_symbol']} could be built and run; try more with --trials")
+    return Tuned(best.seconds, best.spread, trials, best.trace)
+
+
+def tuned_module(func: tirx.PrimFunc, trace: Any, target: tvm.target.Target) -> tvm.IRModule:
+    """`func`, called `main`, under the schedule that a `Tuned.trace` describes."""
+    if isinstance(trace, Mapping):
+        found = pointwise.product(func)
+        if found is None or set(trace) != {"rows", "vectors"}:
+            raise NeaptideError(f"a schedule {dict(trace)} does not apply to {func.attrs['global_symbol']}; forget it with cost prune")
+        parallel = int(target.attrs["num-cores"]) > 1
+        return _module(pointwise.scheduled(found, trace["rows"], trace["vectors"], _lanes(target), parallel=parallel))
+    schedule = tvm.s_tir.Schedule(_module(func))
+    with _without_intrinsics():
+        tvm.s_tir.schedule.Trace.apply_json_to_schedule(trace, schedule)
+    return schedule.mod
+
+
+def _own(func: tirx.PrimFunc, target: tvm.target.Target) -> list[dict[str, int]]:
+    """Schedules of our own for `func`, as `Tuned.trace`."""
+    found = pointwise.product(func)
+    if found is None:
+        return []
+    lanes = _lanes(target)
+    registers = 32 if lanes == 16 or "aarch64" in str(target.attrs.get("mtriple", "")) else 16
+    return [{"rows": rows, "vectors": vectors} for rows, vectors in pointwise.tiles(found.rows, found.columns, lanes, registers)]
+
+
+def _lanes(target: tvm.target.Target) -> int:
+    return int(tvm.target.codegen.llvm_get_vector_width(target)) // 32
+
+
+def _meta_schedule(
+    func: tirx.PrimFunc, target: tvm.target.Target, arguments: list[Any], count: int, seed: int, best: Tuned | None, trials: int
+) -> Tuned | None:
+    """The best of `best` and `count` random schedules of MetaSchedule's space."""
     with _without_intrinsics():
         context = meta_schedule.TuneContext(
-            module,
+            _module(func),
             target=target,
             space_generator=meta_schedule.space_generator.PostOrderApply(sch_rules="llvm", postprocs="llvm", mutator_probs="llvm"),
             search_strategy="replay-trace",
             num_threads=1,
-            rand_state=1 + done,
+            rand_state=seed,
             task_name="main",
         )
         database, model = meta_schedule.database.MemoryDatabase(), meta_schedule.cost_model.RandomModel()
-        context.pre_tuning(trials - done, min(BATCH, trials - done), context.generate_design_space(), database, model)
+        context.pre_tuning(count, min(BATCH, count), context.generate_design_space(), database, model)
         while (candidates := context.generate_measure_candidates()) is not None:
             results = []
             for candidate in candidates:
@@ -76,23 +120,16 @@ def tune(func: tirx.PrimFunc, target: tvm.target.Target, *, trials: int, known: 
                     results.append(meta_schedule.runner.RunnerResult(None, str(error)[-300:]))
                     continue
                 results.append(meta_schedule.runner.RunnerResult(seconds, None))
-                middle = median(seconds)
-                if best is None or middle < best.seconds:
-                    spread = (max(seconds) - min(seconds)) / 2 / middle
-                    best = Tuned(middle, spread, trials, _plain(candidate.sch.trace.as_json()))
+                best = _better(best, seconds, trials, _plain(candidate.sch.trace.as_json()))
             context.notify_runner_results(candidates, results)
         context.post_tuning()
-    if best is None:
-        raise NeaptideError(f"none of {trials} schedules of {func.attrs['global_symbol']} could be built and run; try more with --trials")
-    return Tuned(best.seconds, best.spread, trials, best.trace)
+    return best
 
 
-def tuned_module(func: tirx.PrimFunc, trace: Any) -> tvm.IRModule:
-    """`func`, called `main`, under the schedule that a `Tuned.trace` describes."""
-    schedule = tvm.s_tir.Schedule(_module(func))
-    with _without_intrinsics():
-        tvm.s_tir.schedule.Trace.apply_json_to_schedule(trace, schedule)
-    return schedule.mod
+def _better(best: Tuned | None, seconds: list[float], trials: int, trace: Any) -> Tuned:
+    if best is not None and min(seconds) >= best.seconds:
+        return best
+    return Tuned(min(seconds), (max(seconds) - min(seconds)) / 2 / min(seconds), trials, trace)
 
 
 def build(module: tvm.IRModule, target: tvm.target.Target) -> tvm.runtime.Module:
