@@ -28,12 +28,12 @@ class Conv(nn.Sequential):
 class SqueezeExcite(nn.Module):
     """Channels scaled by a gate in [0, 1] that two 1x1 convolutions read from the mean of each channel."""
 
-    def __init__(self, channels: int, squeeze: int, bias: bool):
+    def __init__(self, channels: int, squeeze: int, activation: str):
         super().__init__()
         self.pool = nn.AdaptiveAvgPool2d(1)
-        self.reduce = nn.Conv2d(channels, squeeze, 1, bias=bias)
-        self.act = nn.ReLU(inplace=True)
-        self.expand = nn.Conv2d(squeeze, channels, 1, bias=bias)
+        self.reduce = nn.Conv2d(channels, squeeze, 1)
+        self.act = _ACTIVATIONS[activation](inplace=True)
+        self.expand = nn.Conv2d(squeeze, channels, 1)
         self.gate = nn.Hardsigmoid(inplace=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -50,7 +50,7 @@ class MBConv(nn.Module):
             self.add_module(name, Conv(conv, inputs, eps))
             inputs = conv.channels
         if layer.squeeze:
-            self.se = SqueezeExcite(layer.middle, layer.squeeze, layer.squeeze_bias)
+            self.se = SqueezeExcite(layer.middle, layer.squeeze, layer.squeeze_activation)
         self.project = Conv(layer.project, layer.middle, eps)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -59,8 +59,9 @@ class Conv:
 class MBConv:
     """Inverted residual block: 1x1 `expand` to `middle` channels, `depthwise` kernel, squeeze-and-excite `se`, 1x1 `project`.
 
-    `squeeze`: channels between the two convolutions of `se`, 0 for none; `expand`: False where the input already has `middle`
-    channels and goes to the depthwise convolution as it is; `shortcut`: the input is added to the result.
+    `squeeze`: channels between the two convolutions of `se`, 0 for none, with `squeeze_activation` between them; `expand`: False
+    where the input already has `middle` channels and goes to the depthwise convolution as it is; `shortcut`: the input is added to
+    the result.
     """
 
     channels: int
@@ -72,7 +73,7 @@ class MBConv:
     expand: bool = True
     shortcut: bool = False
     bias: bool = False
-    squeeze_bias: bool = True
+    squeeze_activation: str = "relu"
     project_groups: int = 1
 
     def write(self, net: LayerGraph, x: int, scope: str, eps: float) -> int:
@@ -97,9 +98,9 @@ class MBConv:
 
     def _squeeze(self, net: LayerGraph, x: int, scope: str) -> int:
         y = net.global_avg_pool(x, scope + ".pool")
-        y = net.conv2d(y, self.squeeze, 1, scope + ".reduce", bias=self.squeeze_bias)
-        y = net.relu(y, scope + ".act", inplace=True)
-        y = net.conv2d(y, self.middle, 1, scope + ".expand", bias=self.squeeze_bias)
+        y = net.conv2d(y, self.squeeze, 1, scope + ".reduce", bias=True)
+        y = activate(net, y, self.squeeze_activation, scope + ".act")
+        y = net.conv2d(y, self.middle, 1, scope + ".expand", bias=True)
         return net.mul(x, net.hardsigmoid(y, scope + ".gate", inplace=True), scope)
 
 

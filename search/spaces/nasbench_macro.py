@@ -1,7 +1,7 @@
 """NAS-Bench-Macro (arXiv 2103.11922): eight blocks with three choices each on 32-pixel images, all 6,561 networks trained.
 
-The benchmark's parameter counts hold batch norms, its FLOPs are multiply-adds of convolutions and of the classifier: `size` networks
-written here have exactly those counts. A skipped block whose shape changes is a 1x1 convolution with its norm.
+The benchmark's parameter counts hold batch norms and its FLOPs are multiply-adds of convolutions and of the classifier; every network
+here has exactly those. A skipped block whose shape changes is a 1x1 convolution with its norm.
 """
 
 from __future__ import annotations
