@@ -34,7 +34,7 @@ TABLE = (
     ((0.75, 4.5, 0.75), (112, 216, 8), 3, 1),
 )
 STEM, LAST = 16, 1984
-TYPES = tuple(f"ir_k{k}{se}{hs}" for k in (3, 5) for se in ("", "_se") for hs in ("", "_hs")) + ("skip",)
+TYPES = (*(f"ir_k{k}{se}{hs}" for k in (3, 5) for se in ("", "_se") for hs in ("", "_hs")), "skip")
 SKIP = len(TYPES) - 1
 
 
