@@ -55,16 +55,12 @@ def count(graph: Graph, *, causal: Literal["full", "half"] | None = None) -> Cou
     """
     if causal not in (None, "full", "half"):
         raise ValueError(f"causal is 'full', 'half' or None, not {causal!r}")
-    node_macs, node_elementwise = np.zeros((2, len(graph.nodes)), np.int64)
-    node_known = np.ones(len(graph.nodes), bool)
-    unknown: Counter[str] = Counter()
-    for node in graph.nodes:
-        work = node_work(graph, node, causal_half=causal == "half")
-        if work is None:
-            unknown[node.op] += 1
-            node_known[node.id] = False
-        else:
-            node_macs[node.id], node_elementwise[node.id] = work
+    half = causal == "half"
+    works = [node_work(graph, node, causal_half=half) for node in graph.nodes]
+    node_known = np.array([work is not None for work in works], bool)
+    unknown = Counter(node.op for node, work in zip(graph.nodes, works, strict=True) if work is None)
+    node_macs = np.array([work.macs if work else 0 for work in works], np.int64)
+    node_elementwise = np.array([work.elementwise if work else 0 for work in works], np.int64)
     return Counts(
         int(node_macs.sum()),
         int(node_elementwise.sum()),
@@ -72,5 +68,5 @@ def count(graph: Graph, *, causal: Literal["full", "half"] | None = None) -> Cou
         node_macs,
         node_elementwise,
         node_known,
-        tuple(node.scope for node in graph.nodes),
+        tuple([node.scope for node in graph.nodes]),
     )

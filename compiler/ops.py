@@ -88,16 +88,18 @@ class Call:
     `causal_half`: whether attention that is called with `is_causal` counts only the pairs that the mask keeps.
     """
 
-    __slots__ = ("attrs", "causal_half", "graph", "node")
+    __slots__ = ("args", "attrs", "causal_half", "graph", "node")
 
     def __init__(self, graph: Graph, node: Node, causal_half: bool = False):
-        self.graph, self.node, self.attrs, self.causal_half = graph, node, node.attrs, causal_half
+        self.graph, self.node, self.causal_half = graph, node, causal_half
+        self.attrs = node.attrs
+        self.args = self.attrs.get("args")
 
     def value(self, position: int, name: str, default: Any = None) -> Any:
         """The aten argument at `position` (-1: keyword only), or given by keyword `name`, else `default`; tensors as `Ref`s."""
-        if "args" not in self.attrs:
+        args = self.args
+        if args is None:
             raise MissingFact(f"{self.node.op} without recorded arguments")
-        args = self.attrs["args"]
         if 0 <= position < len(args):
             return args[position]
         return self.attrs.get("kwargs", {}).get(name, default)
@@ -113,10 +115,10 @@ class Call:
 
     def tensor(self, position: int, name: str) -> Tensor:
         """The tensor argument at `position` or named `name`. Raises `MissingFact` when it was left out."""
-        tensor = self.maybe(position, name)
-        if tensor is None:
+        value = self.value(position, name)
+        if type(value) is not Ref:
             raise MissingFact(f"{self.node.op} lacks argument {name!r}")
-        return tensor
+        return self.graph.tensors[self.node.inputs[value.index]]
 
     def tensors(self, position: int, name: str) -> list[Tensor]:
         """The tensors in the list argument at `position` or named `name`."""

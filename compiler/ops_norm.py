@@ -23,7 +23,7 @@ def rms_norm_flops(elements: int, groups: int, *, scale: bool) -> int:
 
 
 def _affine(call: Call, weight_at: int, bias_at: int) -> dict[str, bool]:
-    return {"scale": call.maybe(weight_at, "weight") is not None, "shift": call.maybe(bias_at, "bias") is not None}
+    return {"scale": call.value(weight_at, "weight") is not None, "shift": call.value(bias_at, "bias") is not None}
 
 
 def _batch_norm(training_at: int | None, *, training: bool = False, weight_at: int = 1) -> Callable[[Call], Work]:

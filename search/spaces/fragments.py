@@ -31,7 +31,7 @@ class Placed(NamedTuple):
         at = len(nodes)
         for op, inputs, outputs, writes, attrs, scope in self.nodes:
             if INPUT in inputs:
-                inputs = (x,) if len(inputs) == 1 else tuple([x if t == INPUT else t for t in inputs])
+                inputs = tuple([x if t == INPUT else t for t in inputs])
             nodes.append(Node(at, op, inputs, outputs, writes, attrs, scope))
             at += 1
         return self.result
