@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json as codec
+import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
 from . import cli_options as opt
+from .cli_analyze import check_writable
 from .report.console import Stages, output
 
 FILES = (".onnx", ".pt2")
@@ -51,6 +53,7 @@ def measure(
     predictor: Predictor = "",
     database: Database = "",
     json: opt.Json = False,
+    html: opt.Html = "",
 ) -> int:
     """Run a model on a microcontroller's emulator: instructions by operator, arena, stack, flash, and the error of its outputs.
 
@@ -61,6 +64,7 @@ def measure(
     from .targets.measure import measure as run
     from .targets.spec import load_target
 
+    check_writable([html])
     spec = load_target(target)
     if keep:
         Path(keep).mkdir(parents=True, exist_ok=True)
@@ -72,6 +76,12 @@ def measure(
             folder=keep or None, threads=threads, trials=trials, database=costs, predict=predict,
             predictor=predictor or None, progress=stages,
         )  # fmt: skip
+    if html:
+        from .compiler.serialize import write_text
+        from .report.measurement_html import render_measurement
+
+        write_text(html, render_measurement(cost, spec))
+        print(f"wrote {html}", file=sys.stderr)
     if json:
         print(codec.dumps(cost.to_dict(), indent=2, allow_nan=False))
     else:

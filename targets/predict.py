@@ -176,7 +176,7 @@ def predicted_cost(
         error=error,
         per_op=per_op,
         versions=MappingProxyType(versions),
-        reasons=(*verdict, _known(of, needed, total), _doubt(known, error, bool(seen.all()))),
+        reasons=(*verdict, _known(of, needed, total), *_beyond(known, needed, of), _doubt(known, error, bool(seen.all()))),
     )
 
 
@@ -184,10 +184,11 @@ def toolchain_versions(target: Target, *, compiler: Compiler = "zig", threads: i
     """The tools that a measurement on `target` would be taken with here, as its `Cost.versions` names them, emulator and peers aside."""
     versions = {"apache-tvm": version("apache-tvm")}
     if target.kind == "cpu":
+        from .tvm.pointwise import VERSION as OWN
         from .tvm.tune import cpu_target
 
         machine: Any = cpu_target(threads, target.tvm.get("mcpu", "host"))
-        return {**versions, "processor": str(machine.attrs["mcpu"]), "threads": str(threads)}
+        return {**versions, "schedules": str(OWN), "processor": str(machine.attrs["mcpu"]), "threads": str(threads)}
     from .mcu.toolchain import compiler_version, compilers
     from .tvm.schedules import VERSION
 
@@ -246,6 +247,15 @@ def _known(of: Mapping[str, tuple[float, float, bool]], needed: Mapping[str, int
     return (
         f"predicted: of {len(needed)} distinct operators {len(new)}, with {share:.1%} of the cost, were never measured and come from models"
     )
+
+
+def _beyond(known: OperatorPredictor, needed: Mapping[str, int], of: Mapping[str, tuple[float, float, bool]]) -> tuple[str, ...]:
+    """That some operators are larger or smaller than any a model has learned from, in a sentence; nothing where none is."""
+    new = [signature for signature in needed if not of[signature][2]]
+    beyond = [s for s, inside in zip(new, known.within(new, [features(s) for s in new]), strict=True) if not inside]
+    if not beyond:
+        return ()
+    return (f"beyond what was measured: {len(beyond)} operators have sizes that none of their kind had, so the error may be larger",)
 
 
 def _doubt(known: OperatorPredictor, error: float | None, all_seen: bool) -> str:

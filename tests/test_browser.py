@@ -1,4 +1,4 @@
-"""The HTML report in a real browser: it draws, answers the pointer, runs no script of a name, and asks no network."""
+"""The HTML pages in a real browser: it draws, answers the pointer, runs no script of a name, and asks no network."""
 
 from __future__ import annotations
 
@@ -9,11 +9,15 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import neaptide
 from neaptide.compiler.graph import Graph, GraphBuilder
+from neaptide.report.measurement_html import memories, profile, render_measurement
+from neaptide.targets.cost import Cost, OpCost
+from neaptide.targets.spec import load_target
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"))), None)
 EVIL = '</script><img src=x onerror="window.hacked=1">'
@@ -270,3 +274,70 @@ def test_an_empty_graph_has_a_page(browser, tmp_path):
     browser.open(tmp_path / "empty.html")
     assert browser.complaints() == []
     assert browser.evaluate("document.getElementById('arena-card').hidden") is True
+
+
+def operators(unit: str = "instructions", **known: Any) -> tuple[OpCost, ...]:
+    """Five operators of three kinds, the third the dearest; the names try to break out of the page."""
+    costs = (300, 40, 900, 40, 0)
+    kinds = ("conv2d_add", "relu", f"conv2d_{EVIL}", "relu", "mean")
+    values = costs if unit == "instructions" else [n * 1e-6 for n in costs]
+    named = [{unit: value, "bytes": 16 * i, **known} for i, value in enumerate(values)]
+    return tuple(OpCost(f"{kind} -> 1x2", f"{kind}(1x2)#{kind}", **more) for kind, more in zip(kinds, named, strict=True))
+
+
+COSTS = {
+    "measured": Cost(
+        "stm32f746", "measured", f"net {EVIL}", instructions=1280, arena=196_608, plan=196_608, stack=416, flash=353_148,
+        sections={"text": 42_000, "weights": 310_832, "vectors": 316}, max_error=2.6e-7, fits=True, per_op=operators(),
+        versions={"compiler": "zig", "emulator": "unicorn 2.1.4"}, reasons=(f"fits: {EVIL}",),
+    ),
+    "predicted": Cost("stm32f746", "predicted", "net", instructions=1280, plan=1024, sections={"weights": 64}, fits=True, error=0.0147,
+                      per_op=(*operators()[:2], *operators(kind="predicted")[2:]), reasons=("predicted: from models",)),
+    "cpu": Cost("cpu", "measured", "net", latency=1.3e-3, spread=0.04, arena=2048, plan=2048, max_error=1e-7,
+                per_op=operators(unit="seconds", tuned=True), peers={"torch": 2e-3}, peer_spreads={"torch": 0.1}),
+    "untuned": Cost("cpu", "measured", "net", arena=2048, plan=2048, per_op=(OpCost("a -> 1", "a(1)#1", tuned=False),)),
+    "bound": Cost("sm_90", "bound", "net", latency=1.28e-3, plan=4096, flash=512, sections={"weights": 512}, fits=True,
+                  per_op=operators(unit="seconds", kind="bound", tuned=False)),
+    "empty": Cost("stm32f746", "measured", instructions=0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("key", COSTS)
+def test_a_cost_has_a_page(browser, tmp_path, key):
+    cost = COSTS[key]
+    (tmp_path / "cost.html").write_text(render_measurement(cost, load_target(cost.target)), encoding="utf-8")
+    browser.open(tmp_path / "cost.html")
+    assert browser.complaints() == [] and browser.requests() == []
+    assert browser.evaluate("window.hacked") is None
+    said = browser.evaluate("document.querySelector('main').innerText")
+    badge = browser.evaluate("document.getElementById('badge').textContent")
+    assert {"measured": "measured in unicorn", "cpu": "± 4%", "bound": "lower bound"}.get(key, cost.kind) in badge
+    assert ("instructions" in said) == (cost.instructions is not None)
+    assert ("fits" in said.lower()) == (cost.fits is not None) and ("torch" in said) == bool(cost.peers)
+    assert ("untuned" in said) == (key == "untuned") and ("1.47 %" in said) == (key == "predicted")
+    assert ("known by" in browser.evaluate("document.querySelector('#operators thead')?.textContent || ''")) == (key == "predicted")
+    widest = "Math.max(...[...document.querySelectorAll('section')].map((s) => s.scrollWidth - s.clientWidth))"
+    assert browser.evaluate(widest) <= 0
+
+
+def test_operators_sort_by_cost_and_by_place(browser, tmp_path):
+    cost = COSTS["measured"]
+    (tmp_path / "cost.html").write_text(render_measurement(cost, load_target(cost.target)), encoding="utf-8")
+    browser.open(tmp_path / "cost.html")
+    steps = "[...document.querySelectorAll('#operators tbody tr')].map((r) => Number(r.dataset.step))"
+    assert browser.evaluate(steps) == [3, 1, 2, 4, 5]
+    browser.evaluate("document.querySelector('#sort [data-sort=step]').click()")
+    assert browser.evaluate(steps) == [1, 2, 3, 4, 5]
+    assert browser.evaluate("document.querySelector('#sort [data-sort=step]').getAttribute('aria-pressed')") == "true"
+    widths = "[...document.querySelectorAll('#run a')].map((a) => a.getBoundingClientRect().width)"
+    found = browser.evaluate(widths)
+    assert len(found) == 4 and found[2] / found[0] == pytest.approx(3, rel=0.05)
+    part = "(c) => c.getBoundingClientRect().width / c.parentElement.clientWidth"
+    bars = f"[...document.querySelectorAll('.memory .track')].map((track) => [...track.children].map({part}))"
+    sram, flash = browser.evaluate(bars)
+    assert sram == pytest.approx([196_608 / 327_680, 416 / 327_680], abs=0.003)
+    assert flash == pytest.approx([310_832 / 1_048_576, 42_316 / 1_048_576], abs=0.003)
+    browser.evaluate("document.getElementById('theme').click()")
+    assert browser.evaluate("document.documentElement.dataset.theme") in ("dark", "light")
+    assert sum(row.share for row in profile(cost)) == pytest.approx(100)
+    assert [memory.used for memory in memories(cost, load_target("stm32f746"))] == [197_024, 353_148]

@@ -77,6 +77,13 @@ class Encoding:
             parts.append(((columns.numbers[name] - low) / (high - low))[:, None])
         return np.hstack(parts) if parts else np.zeros((n, 0))
 
+    def within(self, columns: Columns) -> np.ndarray:
+        """Whether every number lies within the bounds of the training set, (n,)."""
+        inside = np.ones(len(columns), bool)
+        for name, (low, high) in self.ranges.items():
+            inside &= (columns.numbers[name] >= low) & (columns.numbers[name] <= high)
+        return inside
+
     def _text(self, columns: Columns, name: str) -> np.ndarray:
         if name not in columns.texts:
             raise FormatError(f"text column {name!r}, which the predictor was fitted with, is missing")

@@ -65,6 +65,15 @@ class OperatorPredictor:
             errors[members] = model.accuracy.error
         return costs, errors, known
 
+    def within(self, signatures: Sequence[str], features: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Of n operators, (n,): whether they are in the table, or every number of theirs lies between those of their kind's training."""
+        found = np.ones(len(signatures), bool)
+        for i, (signature, known) in enumerate(zip(signatures, features, strict=True)):
+            model = self.models.get(str(known.get("op", ""))) or self.models.get("")
+            if signature not in self.table and model is not None:
+                found[i] = bool(model.encoding.within(_columns([known]))[0])
+        return found
+
     def error_of(self, parts: float, known: bool) -> float | None:
         """Expected relative error of a network's sum, whose operators are off by `parts` on average, weighted by cost.
 
