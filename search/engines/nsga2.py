@@ -1,0 +1,121 @@
+"""NSGA-II (Deb et al. 2002) as Optuna's sampler has it, with its constrained domination.
+
+The sampler works on a study of this engine's own, in memory; the search's study only sees what is worth evaluating. Architectures that
+break a limit the oracle can check, and such as were told before, never leave the engine: the sampler is told of them at once.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...compiler.errors import MissingExtraError
+from ..engine import Context, Outcome, Proposal
+from ..feasible import FeasibleSampler
+from ..objectives import losses
+from ..space import Architecture
+from . import engine_settings
+
+if TYPE_CHECKING:
+    import optuna
+
+PRESETS = {
+    "smoke": {"population": 16, "batch": 8},
+    "small": {"population": 32, "batch": 16},
+    "paper": {"population": 100, "batch": 50},
+}
+ATTEMPTS = 40
+
+
+class NSGA2:
+    """A `population` that Optuna's NSGAIISampler moves on, `batch` architectures asked for at once."""
+
+    name = "nsga2"
+    endless = True
+
+    def __init__(self, context: Context):
+        optuna = _optuna()
+        settings = engine_settings(self.name, context, PRESETS)
+        self._context, self._batch = context, settings["batch"]
+        self._rng = np.random.default_rng(context.seed)
+        self._sampler = FeasibleSampler(context.space, context.constraints)
+        self._told: dict[Architecture, tuple[tuple[float, ...], float]] = {}
+        self._asked: list[optuna.Trial] = []
+        self._genes = {f"g{i}": optuna.distributions.IntDistribution(0, c - 1) for i, c in enumerate(context.space.cardinalities)}
+        with _quiet():
+            self._study = optuna.create_study(
+                directions=["minimize"] * len(context.objectives),
+                sampler=optuna.samplers.NSGAIISampler(
+                    population_size=settings["population"], seed=context.seed, constraints_func=lambda trial: trial.user_attrs["violation"]
+                ),
+            )
+
+    def ask(self) -> list[Proposal]:
+        """Up to `batch` feasible architectures that were never asked for; [] when none is left."""
+        proposals: dict[Architecture, Proposal] = {}
+        for _ in range(ATTEMPTS * self._batch):
+            trial, arch = self._suggested()
+            if arch in self._told:
+                self._tell(trial, *self._told[arch])
+            elif arch in proposals:
+                self._study.tell(trial, state=_optuna().trial.TrialState.FAIL)
+            elif violation := self._violation(arch):
+                self._tell(trial, None, violation)
+            else:
+                proposals[arch] = Proposal(arch, origin="nsga2")
+                self._asked.append(trial)
+            if len(proposals) == self._batch:
+                break
+        if not proposals:  # the sampler goes round in what is known: bring in chance
+            for arch in self._sampler.draw(self._rng, self._batch, self._told):
+                self._study.enqueue_trial({f"g{i}": gene for i, gene in enumerate(arch.genes)})
+                self._asked.append(self._study.ask(self._genes))
+                proposals[arch] = Proposal(arch, origin="random")
+        return list(proposals.values())
+
+    def tell(self, outcomes: Sequence[Outcome]) -> None:
+        for trial, outcome in zip(self._asked, outcomes, strict=True):
+            loss = losses(self._context.objectives, outcome.values) if outcome.feasible else None
+            self._told[outcome.proposal.arch] = (loss or (), outcome.violation)
+            self._tell(trial, loss, outcome.violation)
+        self._asked = []
+
+    def _suggested(self) -> tuple[optuna.Trial, Architecture]:
+        with _quiet():
+            trial = self._study.ask(self._genes)
+        return trial, self._context.space.architecture([trial.params[name] for name in self._genes])
+
+    def _violation(self, arch: Architecture) -> float:
+        return float(self._context.constraints.row_violations(self._context.space.encode([arch]))[0])
+
+    def _tell(self, trial: optuna.Trial, loss: tuple[float, ...] | None, violation: float) -> None:
+        """`loss` None or (): not known, which does not matter among trials that break a limit."""
+        trial.set_user_attr("violation", [violation])
+        with _quiet():
+            self._study.tell(trial, list(loss or [0.0] * len(self._context.objectives)))
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError("optuna", "search", "engine nsga2") from error
+    return optuna
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without Optuna's news of studies and trials, and its warnings that constraints are an experimental feature."""
+    optuna = _optuna()
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
+    finally:
+        optuna.logging.set_verbosity(level)

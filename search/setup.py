@@ -1,0 +1,177 @@
+"""What a search was asked for, as JSON values, and the parts that are made from it.
+
+The description decides everything that a search finds. It is kept with the study, so that `resume` needs nothing but the study.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from ..compiler.errors import SourceError
+from .constraints import Constraints
+from .data import ImageData, load_data
+from .engine import Context, Objective
+from .engines import PRESETS, load_engine
+from .evaluate import evaluator_for
+from .objectives import parse_objectives
+from .space import Space
+from .spaces import load_space
+
+PACKAGES = ("neaptide", "torch", "numpy", "optuna")
+DEFAULTS: Mapping[str, Any] = MappingProxyType(
+    {
+        "space_options": {}, "objectives": ["accuracy"], "constraints": [], "target": None, "data": None, "data_options": {},
+        "preset": "small", "seed": 0, "options": {}, "training": {}, "accounting": "lifetime", "weights": None,
+    }
+)  # fmt: skip
+VALIDATION_IMAGES: Mapping[str, int] = MappingProxyType({"smoke": 1_000, "small": 2_500})
+_SPAN = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When an engine that never ends is stopped: after `trials` proposals, or when `seconds` have gone by. None: not by that."""
+
+    trials: int | None = None
+    seconds: float | None = None
+
+
+def parse_budget(text: str | int | Budget | None) -> Budget:
+    """`200` proposals, or `90s`, `20m`, `1h30m`. Raises `SourceError` quoting it."""
+    if isinstance(text, Budget):
+        return text
+    if text is None or text == "":
+        return Budget()
+    if isinstance(text, int) or text.isdigit():
+        if int(text) > 0:
+            return Budget(trials=int(text))
+    elif (match := _SPAN.fullmatch(text.replace(" ", ""))) and any(match.groups()):
+        hours, minutes, seconds = (int(g or 0) for g in match.groups())
+        if hours or minutes or seconds:
+            return Budget(seconds=3600.0 * hours + 60.0 * minutes + seconds)
+    raise SourceError(f"budget {text!r}: write a number of networks to try, such as 200, or a time, such as 90s, 20m or 1h30m")
+
+
+def describe(given: Mapping[str, Any], stored: Mapping[str, Any] | None, study: str) -> dict[str, Any]:
+    """Everything that decides what a search finds, as JSON values: what is given, else what `stored` says, else the defaults.
+
+    `study`: its name and place, for the error when neither says which space and engine.
+    """
+    base = {k: v for k, v in stored.items() if k != "versions"} if stored else dict(DEFAULTS)
+    description = {**base, **{k: v for k, v in given.items() if v is not None}}
+    for key in ("space", "engine"):
+        if description.get(key) is None:
+            raise SourceError(f"there is no {study} to continue, so say which: --space and --engine")
+    if description["preset"] not in PRESETS:
+        raise SourceError(f"there is no preset {description['preset']!r}; there are {', '.join(PRESETS)}")
+    return json.loads(json.dumps(description))
+
+
+def describe_arguments(space: Any, target: Any, data: Any) -> dict[str, Any]:
+    """Objects by what they say of themselves, texts as they are; None where nothing was given."""
+    known = space.describe() if isinstance(space, Space) else {"name": space, "options": None}
+    if data is not None:
+        data = str(Path(data).expanduser().absolute()) if isinstance(data, (str, Path)) else f"object {data.name}"
+    return {
+        "space": known["name"],
+        "space_options": known["options"],
+        "target": target if target is None or isinstance(target, str) else target.path or target.name,
+        "data": data,
+    }
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The parts of a search, made from its description."""
+
+    description: Mapping[str, Any]
+    context: Context
+    engine: Any
+    evaluator: Any
+    target: Any
+
+    @property
+    def space(self) -> Space:
+        """What is searched."""
+        return self.context.space
+
+    @property
+    def objectives(self) -> tuple[Objective, ...]:
+        """What is driven up or down."""
+        return self.context.objectives
+
+    @staticmethod
+    def of(description: Mapping[str, Any], *, space: Any, target: Any, data: Any, folder: Path, database: Any) -> Setup:
+        """All parts; objects are taken as they are, the rest is made. Raises `BudgetError` where no architecture keeps a limit."""
+        from ..targets.spec import load_target
+        from .oracle import Oracle
+
+        make = load_engine(description["engine"])
+        objectives = parse_objectives(description["objectives"])
+        if description["data"] is not None and (data is None or isinstance(data, (str, Path))):
+            data = _loaded(description)
+        if not isinstance(space, Space):
+            space = _made(description, data)
+        if isinstance(data, ImageData):
+            data = _in_channels(data, space)
+        if description["target"] is not None and (target is None or isinstance(target, str)):
+            target = load_target(description["target"])
+        oracle = Oracle(space, target, accounting=description["accounting"], weights=description["weights"], database=database)
+        constraints = Constraints(description["constraints"], oracle, target)
+        constraints.check()
+        options = MappingProxyType(description["options"])
+        context = Context(space, oracle, objectives, constraints, description["seed"], description["preset"], folder, data, options)
+        engine = make(context)
+        evaluator = getattr(engine, "evaluator", None) or evaluator_for(objectives, data, space, description["training"])
+        return Setup(description, context, engine, evaluator, target)
+
+
+def tool_versions() -> dict[str, str]:
+    """Of Python and the packages that decide what a search finds."""
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _loaded(description: Mapping[str, Any]) -> Any:
+    """The data; unless their options say how many, the quick presets look at fewer validation images, evenly taken."""
+    data = load_data(description["data"], **description["data_options"])
+    most = VALIDATION_IMAGES.get(description["preset"])
+    if isinstance(data, ImageData) and most is not None and "val" not in description["data_options"]:
+        images, labels = data.val
+        step = math.ceil(len(labels) / most)
+        data = replace(data, val=(images[::step].clone(), labels[::step].clone()))
+    return data
+
+
+def _made(description: Mapping[str, Any], data: Any) -> Space:
+    """The space, with as many classes as the data have unless its options say otherwise."""
+    space = load_space(description["space"], **description["space_options"])
+    if isinstance(data, ImageData):
+        for name in {"classes", "num_classes"} & (set(space.describe()["options"]) - set(description["space_options"])):
+            space = load_space(description["space"], **{**description["space_options"], name: len(data.classes)})
+    return space
+
+
+def _in_channels(data: ImageData, space: Space) -> ImageData:
+    """Grey images for networks that take colours: the same in every channel."""
+    import numpy as np
+
+    wanted = space.input_shape(space.sample(np.random.default_rng(0)))[1]
+    if data.shape[0] != 1 or wanted == 1:
+        return data
+    parts = {n: (p[0].expand(-1, wanted, -1, -1), p[1]) for n, p in (("train", data.train), ("val", data.val), ("test", data.test)) if p}
+    return replace(data, mean=data.mean * wanted, std=data.std * wanted, **parts)

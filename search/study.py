@@ -1,0 +1,289 @@
+"""The memory of a search: one Optuna study, a trial for each proposal, on disk before the engine is told.
+
+A trial carries the architecture's text and genes, every number that is known of it, and the index of its proposal. Only the process
+that runs the search writes. A trial is RUNNING while it is evaluated and becomes COMPLETE in one transaction, so that whenever the
+process dies a proposal is either finished with all its numbers or not finished at all; `resume` marks what was left RUNNING as failed.
+optuna-dashboard opens the same file or URL.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+from ..compiler.errors import FormatError, MissingExtraError, NeaptideError, SourceError
+from .engine import Objective, Outcome, Proposal
+
+if TYPE_CHECKING:
+    from .space import Space
+
+KEY, RESULT = "neaptide", "neaptide_result"  # attributes of the study: what search it is of, and how it ended
+CONSTRAINTS = "constraints"  # where Optuna and its dashboard look for a trial's feasibility
+WAIT_S = 60.0
+# Attributes of a trial that are no metric of it.
+FACTS = ("index", "digest", "architecture", "parent", "origin", "settings", "feasible", "violation", "seconds", "stale")
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A finished proposal. `values`: every number known of it by metric; `seconds`: what its evaluation took."""
+
+    index: int
+    digest: str
+    architecture: str
+    origin: str
+    values: Mapping[str, float]
+    feasible: bool
+    violation: float
+    seconds: float
+
+    def outcome(self, proposal: Proposal) -> Outcome:
+        """What the engine is told of it."""
+        return Outcome(proposal, self.values, self.feasible, self.violation)
+
+
+class Study:
+    """One search on disk. `open` makes it or takes it up; `finished` holds the trials that need not run again, by index."""
+
+    def __init__(self, storage: Any, study: int, url: str, space: Space, objectives: tuple[Objective, ...]):
+        self._storage, self._id, self._space, self._objectives = storage, study, space, objectives
+        self._running: dict[int, int] = {}
+        self.url = url
+        self.finished: dict[int, Trial] = {}
+
+    @classmethod
+    def open(
+        cls, url: str, name: str, space: Space, objectives: tuple[Objective, ...], description: Mapping[str, Any], *, resume: bool
+    ) -> Study:
+        """The study called `name` at a storage URL of Optuna's (`sqlite:///FILE`, `postgresql://...`), new or, with `resume`, continued.
+
+        `description`: JSON values that a continued study must have been made with. Raises `SourceError` when a study of that name is
+        there and `resume` was not asked for, or when it is of another search, naming what differs.
+        """
+        optuna = _optuna()
+        storage = _storage(url)
+        with _quiet(), _storage_errors(url):
+            if name not in optuna.get_all_study_names(storage):
+                directions = ["maximize" if o.maximize else "minimize" for o in objectives]
+                optuna.create_study(study_name=name, storage=storage, directions=directions)
+            study = optuna.load_study(study_name=name, storage=storage)
+            found = study.user_attrs.get(KEY)
+            if found is None:
+                if study.get_trials(deepcopy=False):
+                    raise SourceError(f"study {name!r} at {url} is not one of Neaptide's; give another --study or --storage")
+                study.set_metric_names([o.metric for o in objectives])
+                study.set_user_attr(KEY, dict(description))
+            elif not resume:
+                raise SourceError(f"study {name!r} is at {url} already: --resume continues it, another --study or --out begins a new one")
+            elif differing := differences(found, description):
+                raise SourceError(f"study {name!r} at {url} is of another search: {'; '.join(differing)}")
+            made = cls(storage, storage.get_study_id_from_name(name), url, space, objectives)
+            made._take_up()
+        return made
+
+    def start(self, index: int, proposal: Proposal, costs: Mapping[str, float]) -> None:
+        """Write that `proposal` is being evaluated; `costs`: what is known of it already."""
+        with _storage_errors(self.url):
+            trial = self._trial(index, proposal, costs, _optuna().trial.TrialState.RUNNING)
+            self._running[index] = self._storage.create_new_trial(self._id, template_trial=trial)
+
+    def finish(self, index: int, outcome: Outcome, seconds: float) -> Trial:
+        """Write what came of the proposal that was started as `index`, or all of it at once when it was not."""
+        state, told = self._state(outcome)
+        facts = {**outcome.values, "feasible": outcome.feasible, "violation": outcome.violation, "seconds": seconds}
+        with _storage_errors(self.url):
+            if index in self._running:
+                trial = self._running.pop(index)
+                known = self._storage.get_trial(trial).user_attrs
+                for key, value in facts.items():
+                    if key not in known:
+                        self._storage.set_trial_user_attr(trial, key, value)
+                self._storage.set_trial_system_attr(trial, CONSTRAINTS, [outcome.violation])
+                self._storage.set_trial_state_values(trial, state, told)
+            else:
+                self._storage.create_new_trial(self._id, template_trial=self._trial(index, outcome.proposal, facts, state, told))
+        arch = outcome.proposal.arch
+        self.finished[index] = Trial(
+            index, arch.digest, self._space.text(arch), outcome.proposal.origin, MappingProxyType(dict(outcome.values)),
+            outcome.feasible, outcome.violation, seconds,
+        )  # fmt: skip
+        return self.finished[index]
+
+    def replayed(self, index: int, proposal: Proposal) -> Trial | None:
+        """The finished trial of this index, or None. Raises `NeaptideError` when the study holds another architecture there."""
+        trial = self.finished.get(index)
+        if trial is not None and trial.digest != proposal.arch.digest:
+            raise NeaptideError(
+                f"trial {index} of the study at {self.url} is {trial.architecture}, but the engine now asks for "
+                f"{self._space.text(proposal.arch)}: the study was made with other versions; begin a new one"
+            )
+        return trial
+
+    @property
+    def result(self) -> dict[str, Any] | None:
+        """What `set_result` kept last, or None."""
+        return self._storage.get_study_user_attrs(self._id).get(RESULT)
+
+    def set_result(self, result: Mapping[str, Any]) -> None:
+        """Keep JSON values about the end of the search with the study."""
+        with _storage_errors(self.url):
+            self._storage.set_study_user_attr(self._id, RESULT, dict(result))
+
+    def abandon(self) -> None:
+        """Mark what was started and not finished as failed: after an error or Ctrl-C, so that a dashboard does not show it running."""
+        for trial in self._running.values():
+            self._fail(trial)
+        self._running = {}
+
+    def close(self) -> None:
+        """Let go of the storage."""
+        self._storage.remove_session()
+
+    def _trial(self, index: int, proposal: Proposal, values: Mapping[str, Any], state: Any, told: list[float] | None = None) -> Any:
+        """A trial in Optuna's form."""
+        optuna = _optuna()
+        names = [f"g{i:02}" for i in range(len(proposal.arch.genes))]
+        choices = [optuna.distributions.IntDistribution(0, int(c) - 1) for c in self._space.cardinalities]
+        facts: dict[str, Any] = {
+            "index": index,
+            "digest": proposal.arch.digest,
+            "architecture": self._space.text(proposal.arch),
+            "origin": proposal.origin,
+        }
+        if proposal.parent is not None:
+            facts["parent"] = self._space.text(proposal.parent)
+        if proposal.settings:
+            facts["settings"] = json.dumps(dict(proposal.settings), sort_keys=True)
+        return optuna.trial.create_trial(
+            state=state,
+            values=told,
+            params=dict(zip(names, map(int, proposal.arch.genes), strict=True)),
+            distributions=dict(zip(names, choices, strict=True)),
+            user_attrs={**facts, **values},
+            system_attrs={CONSTRAINTS: [values["violation"]]} if "violation" in values else {},
+        )
+
+    def _state(self, outcome: Outcome) -> tuple[Any, list[float] | None]:
+        """COMPLETE with the objectives' values; PRUNED for what broke a limit before they were known."""
+        states = _optuna().trial.TrialState
+        if all(o.metric in outcome.values for o in self._objectives):
+            return states.COMPLETE, [float(outcome.values[o.metric]) for o in self._objectives]
+        return states.PRUNED, None
+
+    def _fail(self, trial: int) -> None:
+        with _storage_errors(self.url):
+            self._storage.set_trial_user_attr(trial, "stale", True)
+            self._storage.set_trial_state_values(trial, _optuna().trial.TrialState.FAIL)
+
+    def _take_up(self) -> None:
+        """Take finished trials over, and mark as failed what a process that died left running."""
+        states = _optuna().trial.TrialState
+        for trial in self._storage.get_all_trials(self._id, deepcopy=False):
+            facts = trial.user_attrs
+            if trial.state == states.RUNNING:
+                self._fail(trial._trial_id)
+            elif trial.state in (states.COMPLETE, states.PRUNED):
+                if "index" not in facts:
+                    raise FormatError(f"trial {trial.number} at {self.url} was not written by Neaptide; keep other trials out of the study")
+                values = MappingProxyType({k: v for k, v in facts.items() if k not in FACTS})
+                self.finished[facts["index"]] = Trial(
+                    facts["index"], facts["digest"], facts["architecture"], facts["origin"], values, facts["feasible"],
+                    facts["violation"], facts["seconds"],
+                )  # fmt: skip
+
+
+def stored_description(url: str, name: str) -> dict[str, Any] | None:
+    """What the study called `name` was made with, or None where there is no such study."""
+    optuna = _optuna()
+    if (file := _sqlite_file(url)) is not None and not file.exists():
+        return None
+    storage = _storage(url)
+    with _quiet(), _storage_errors(url):
+        if name not in optuna.get_all_study_names(storage):
+            return None
+        return optuna.load_study(study_name=name, storage=storage).user_attrs.get(KEY)
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What differs between two descriptions, in words; versions may."""
+    keys = [k for k in {**found, **wanted} if k != "versions"]
+    return [f"its {k} is {found.get(k)!r}, not {wanted.get(k)!r}" for k in keys if found.get(k) != wanted.get(k)]
+
+
+@contextmanager
+def only_one(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process: two searches that continue one study would undo each other. Freed when the process dies."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "lock.sqlite"
+    db = sqlite3.connect(path, timeout=0, isolation_level=None)
+    try:
+        try:
+            db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            db.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError as error:
+            raise NeaptideError(
+                f"{folder}: another search is running in this folder ({error}); wait for it, or give another --out"
+            ) from None
+        yield
+    finally:
+        db.close()
+
+
+def _storage(url: str) -> Any:
+    """An Optuna storage. SQLite files keep a write-ahead log, so that a dashboard reads while the search writes."""
+    optuna = _optuna()
+    file = _sqlite_file(url)
+    if file is None:
+        try:
+            return optuna.storages.get_storage(url)
+        except Exception as error:  # whatever the driver of that database raises
+            raise SourceError(f"storage {url!r} cannot be used: {error}") from error
+
+    def connect() -> sqlite3.Connection:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(file, timeout=WAIT_S, check_same_thread=False)
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=NORMAL")
+        return db
+
+    with _quiet(), _storage_errors(url):
+        return optuna.storages.RDBStorage(url, engine_kwargs={"creator": connect})
+
+
+def _sqlite_file(url: str) -> Path | None:
+    prefix = "sqlite:///"
+    return Path(url[len(prefix) :]) if url.startswith(prefix) else None
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError as error:
+        raise MissingExtraError("optuna", "search", "a search") from error
+    return optuna
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    optuna = _optuna()
+    level = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(level)
+
+
+@contextmanager
+def _storage_errors(url: str) -> Iterator[None]:
+    optuna = _optuna()
+    try:
+        yield
+    except optuna.exceptions.StorageInternalError as error:
+        raise NeaptideError(f"the study at {url} cannot be read or written: {' '.join(str(error.__cause__ or error).split())}") from error
