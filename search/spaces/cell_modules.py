@@ -137,3 +137,61 @@ class NetworkOf201(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.classifier(self.flatten(self.global_pooling(self.lastact(self.cells(self.stem(x))))))
+
+
+# ---- DARTS ----------------------------------------------------------------------------------------------------------
+
+
+def _darts_operation(name: str, channels: int, stride: int) -> nn.Module:
+    if name == "skip_connect":
+        return nn.Identity() if stride == 1 else FactorizedReduce(channels, channels)
+    if name == "max_pool_3x3":
+        return nn.MaxPool2d(3, stride, 1)
+    if name == "avg_pool_3x3":
+        return nn.AvgPool2d(3, stride, 1, count_include_pad=False)
+    separable = name.startswith("sep")
+    return SeparableConv(channels, int(name[-1]), stride, 1 if separable else 2, 2 if separable else 1)
+
+
+class CellOfDARTS(nn.Module):
+    """Reads the outputs of the two cells before it. `cell`: for each node its two edges (operation, state)."""
+
+    def __init__(self, cell: Sequence[Sequence[tuple[str, int]]], before_last: int, last: int, channels: int, halves: bool, halved: bool):
+        super().__init__()
+        self.preprocess0 = FactorizedReduce(before_last, channels) if halved else ReLUConvNorm(before_last, channels, 1)
+        self.preprocess1 = ReLUConvNorm(last, channels, 1)
+        edges = [edge for node in cell for edge in node]
+        self._ops = nn.ModuleList(_darts_operation(name, channels, 2 if halves and state < 2 else 1) for name, state in edges)
+        self.states = [state for _, state in edges]
+
+    def forward(self, before_last: Tensor, last: Tensor) -> Tensor:
+        states = [self.preprocess0(before_last), self.preprocess1(last)]
+        for i in range(0, len(self.states), 2):
+            lower, upper = (self._ops[j](states[self.states[j]]) for j in (i, i + 1))
+            states.append(lower + upper)
+        return torch.cat(states[2:], 1)
+
+
+class NetworkOfDARTS(nn.Module):
+    """A stem, `layers` cells of which those at one and two thirds of the depth reduce, pool, classifier."""
+
+    def __init__(self, normal: Sequence, reduce: Sequence, channels: int, layers: int, classes: int):
+        super().__init__()
+        width = 3 * channels
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.cells = nn.ModuleList()
+        before_last, last, halved = width, width, False
+        for i in range(layers):
+            halves = i in (layers // 3, 2 * layers // 3)
+            channels *= 1 + halves
+            self.cells.append(CellOfDARTS(reduce if halves else normal, before_last, last, channels, halves, halved))
+            before_last, last, halved = last, 4 * channels, halves
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.flatten = nn.Flatten()
+        self.classifier = nn.Linear(last, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        before_last = last = self.stem(x)
+        for cell in self.cells:
+            before_last, last = last, cell(before_last, last)
+        return self.classifier(self.flatten(self.global_pooling(last)))
