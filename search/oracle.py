@@ -1,0 +1,318 @@
+"""The oracle: what architectures cost, exactly, a million of them a second.
+
+Networks of a space are cut where one tensor passes (`segments`); each distinct segment is solved once by the real passes and kept, in
+memory and on disk, and a batch of architectures is composed from tables by one compiled loop. A network that is not cut, or for which
+the composition is no proof, goes through the real scheduler whole, and that is kept too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..compiler.errors import NeaptideError, SourceError
+from ..targets.spec import Target, load_target
+from .accountings import Accounting, Weights, load_accounting
+from .costs import Costs, CostsKind, check_metrics
+from .layouts import ALIGNMENT, composable_arena, plain_arena
+from .segment_memory import SegmentMemory
+from .segments import Cutter, Segment, Solved, Work, planning_key, solve, work
+from .space import Architecture, Slot, Space
+from .tables import ARENA, ARENA_BOUND, BOUND, MACS, PARAMS, PEAK, SOLVED, WEIGHTS, SlotTables
+
+if TYPE_CHECKING:
+    from ..targets.database import CostDatabase
+
+CHUNK = 1 << 14
+DEFAULT_METRICS = ("params", "macs", "peak")
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """One segment solved: its slot, what its orders depend on, its work, its memory, and its price where that is not its lifetimes."""
+
+    slot: int
+    key: bytes
+    work: Work
+    solved: Solved
+    price: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """All that is needed to price a network in any process."""
+
+    space: Space
+    cutter: Cutter
+    accounting: Accounting
+    weights: Weights
+    time_limit: float
+
+    def price(self, row: np.ndarray, wanted: frozenset[int], known: dict[bytes, Solved]) -> tuple[str, list[Priced], list[bytes]]:
+        """Why the architecture `row` is not cut, or ""; its segments in the slots `wanted`; the planning keys of all its segments.
+
+        `known`: memory by planning key, which this fills.
+        """
+        (arch,) = self.space.decode(row[None])
+        cut = self.cutter.cut(self.space.graph(arch))
+        if isinstance(cut, str):
+            return cut, [], []
+        keys = [planning_key(segment) for segment in cut]
+        return "", [self._priced(segment, keys[segment.slot], known) for segment in cut if segment.slot in wanted], keys
+
+    def _priced(self, segment: Segment, key: bytes, known: dict[bytes, Solved]) -> Priced:
+        if key not in known:
+            known[key] = solve(segment, time_limit=self.time_limit)
+        return Priced(segment.slot, key, work(segment), known[key], self.accounting.price(segment, self.weights))
+
+
+class Oracle:
+    """Costs of the architectures of `space`, in batches.
+
+    `target`: a name, a TOML file or a `Target`, for `latency` and `instructions`, which come from `database` (None: the user's own).
+    `accounting`: what a peak counts (`accountings.ACCOUNTINGS`), with `weights` in "flash" or "ram" (None: where that accounting puts
+    them; `lifetime` in flash). `memory`: the folder that keeps solved segments for other processes (None: `$NEAPTIDE_CACHE` or the
+    user's cache folder; False: nowhere); segments of spaces of the user's own stay in this process. `workers`: processes that solve what
+    is not known yet. `time_limit`: seconds for the order of one segment.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        target: str | Target | None = None,
+        *,
+        accounting: str = "lifetime",
+        weights: Weights | None = None,
+        database: CostDatabase | None = None,
+        memory: Any = None,
+        workers: int = 1,
+        time_limit: float = 2.0,
+    ):
+        if weights not in (None, "flash", "ram"):
+            raise SourceError(f'weights={weights!r}: they lie in "flash" or in "ram"')
+        self.space = space
+        self.target = load_target(target) if isinstance(target, str) else target
+        self.accounting = load_accounting(accounting)
+        self.weights: Weights = weights or self.accounting.weights
+        self.database = database
+        self.workers = workers
+        slots = space.slots()
+        everything = Slot("", tuple(range(len(space.cardinalities))))
+        self._pricing = Pricing(space, Cutter(space.name, slots), self.accounting, self.weights, time_limit)
+        self._tables = SlotTables(slots or (everything,), space.cardinalities)
+        self._whole_pricing = Pricing(space, Cutter(space.name, ()), self.accounting, self.weights, time_limit)
+        self._whole = SlotTables((everything,), space.cardinalities, dense_codes=0) if slots else self._tables
+        self._solved: dict[bytes, Solved] = {}
+        self._keys: list[bytes] = []
+        self._key_ids: dict[bytes, int] = {}
+        self._memory = None if memory is False else SegmentMemory.of(space, self.accounting.name, self.weights, memory)
+        self._recall()
+
+    @property
+    def composed(self) -> bool:
+        """Whether this space has cuts, so that costs are put together from those of segments."""
+        return bool(self.space.slots())
+
+    # ---- costs ------------------------------------------------------------------------------------------------------
+
+    def cost(self, archs: Architecture | Sequence[Architecture] | np.ndarray, metrics: Iterable[str] = DEFAULT_METRICS) -> Costs:
+        """Costs of `archs`: an architecture, several, or their canonical genes as integers (n, genes), as `encode` and `sample_rows` give.
+
+        Raises `SourceError` for genes out of range, architectures of another space, and unknown metrics.
+        """
+        rows = self.rows(archs)
+        asked = check_metrics(metrics)
+        found = self._static(rows, "arena" in asked)
+        values: dict[str, Any] = {
+            "params": found[PARAMS],
+            "macs": found[MACS],
+            "flops": 2 * found[MACS],
+            "weight_bytes": found[WEIGHTS],
+            "flash": found[WEIGHTS],
+            "peak": found[PEAK],
+            "arena": found[ARENA],
+        }
+        kinds: dict[str, CostsKind] = dict.fromkeys(values, "exact")
+        proven = found[PEAK] == found[BOUND]
+        more: dict[str, Any] = {}
+        if "peak" in asked:
+            in_ram = found[WEIGHTS] if self._adds_weights else 0
+            values["peak"] = found[PEAK] + in_ram
+            more.update(peak_bound=found[BOUND] + in_ram, proven=proven)
+            kinds["peak"] = "exact" if proven.all() else "bound"
+        if "arena" in asked:
+            more["arena_bound"] = found[ARENA_BOUND]
+            kinds["arena"] = "exact" if (found[ARENA] == found[ARENA_BOUND]).all() else "bound"
+        kept = {name: values[name] for name in asked if name in values}
+        return Costs(len(rows), **kept, **more, kinds=MappingProxyType({name: kinds[name] for name in kept}))
+
+    def rows(self, archs: Architecture | Sequence[Architecture] | np.ndarray) -> np.ndarray:
+        """`archs` as int16 genes (n, genes), each in its range."""
+        cardinalities = self.space.cardinalities
+        if isinstance(archs, np.ndarray):
+            rows = np.ascontiguousarray(archs, np.int16)
+            if rows.ndim != 2 or rows.shape[1] != len(cardinalities):
+                raise SourceError(f"rows of {self.space.name} have shape (n, {len(cardinalities)}), not {archs.shape}")
+            if len(rows):
+                over = np.flatnonzero(rows.view(np.uint16).max(axis=0) >= np.asarray(cardinalities))
+                for i in over[:1]:
+                    bad = rows[(rows[:, i] < 0) | (rows[:, i] >= cardinalities[i]), i][0]
+                    raise SourceError(f"gene {i} of an architecture of {self.space.name} is {bad}; it takes 0 to {cardinalities[i] - 1}")
+            return rows
+        listed = [archs] if isinstance(archs, Architecture) else archs
+        for other in {arch.space for arch in listed} - {self.space.name}:
+            raise SourceError(f"an architecture of {other} has no cost in {self.space.name}")
+        return self.space.encode(listed)
+
+    # ---- composition ------------------------------------------------------------------------------------------------
+
+    @property
+    def _adds_weights(self) -> bool:
+        return self.weights == "ram" and self.accounting.name == "lifetime"
+
+    def _static(self, rows: np.ndarray, arena: bool) -> np.ndarray:
+        """int64 (8, n): columns as in `tables`, everything solved."""
+        found = self._tables.compose(rows)
+        unknown = np.flatnonzero(found[SOLVED] < 0)
+        if len(unknown) and self.composed:
+            unknown = unknown[self._whole.compose(rows[unknown])[SOLVED] < 0]
+        for i in range(0, len(unknown), CHUNK):
+            self._fill(self._tables, self._pricing, rows[unknown[i : i + CHUNK]])
+        if len(unknown):
+            found = self._tables.compose(rows)
+        if arena:
+            self._place(self._tables, rows[found[SOLVED] >= 0], self.composed)
+            found = self._tables.compose(rows)
+        if self.composed:
+            open_ = (found[SOLVED] < 0) | (found[PEAK] > found[BOUND])
+            if arena:
+                open_ |= found[ARENA] > found[ARENA_BOUND]
+            self._solve_whole(rows, np.flatnonzero(open_), found, arena)
+        assert (found[BOUND] <= found[PEAK]).all()
+        if arena and self.accounting.name == "lifetime":
+            assert (found[PEAK] <= found[ARENA]).all() and (found[ARENA_BOUND] <= found[ARENA]).all()
+        return found
+
+    def _solve_whole(self, rows: np.ndarray, which: np.ndarray, found: np.ndarray, arena: bool) -> None:
+        """Price architectures `which` as a whole and write them into `found`, keeping what composition found where that is better."""
+        if not len(which):
+            return
+        self._fill(self._whole, self._whole_pricing, rows[which])
+        if arena:
+            self._place(self._whole, rows[which], False)
+        whole = self._whole.compose(rows[which])
+        before = found[:, which]
+        composed = before[SOLVED] >= 0
+        kept = composed & (before[PEAK] <= whole[PEAK])
+        whole[PEAK, kept] = before[PEAK, kept]
+        whole[BOUND] = np.where(composed, np.maximum(whole[BOUND], before[BOUND]), whole[BOUND])
+        kept = composed & (before[ARENA] <= whole[ARENA])
+        whole[ARENA : ARENA_BOUND + 1, kept] = before[ARENA : ARENA_BOUND + 1, kept]
+        found[:, which] = whole
+
+    def _fill(self, tables: SlotTables, pricing: Pricing, rows: np.ndarray) -> None:
+        """Solve every segment of `rows` that `tables` lacks, building few networks: those with most of what is lacking first."""
+        index = tables.index(np.unique(rows, axis=0))
+        rows = np.unique(rows, axis=0)
+        missing = tables.table[index, SOLVED] < 0
+        chosen: list[tuple[np.ndarray, frozenset[int]]] = []
+        pending = missing.copy()
+        while True:
+            count = pending.sum(axis=1)
+            i = int(count.argmax()) if len(count) else 0
+            if not len(count) or not count[i]:
+                break
+            chosen.append((rows[i], frozenset(np.flatnonzero(pending[i]).tolist())))
+            for k in np.flatnonzero(pending[i]):
+                pending[:, k] &= index[:, k] != index[i, k]
+        new: list[tuple[int, bytes, Priced]] = []
+        for (row, _), (reason, priced, keys) in zip(chosen, self._priced(pricing, chosen), strict=True):
+            if reason:
+                continue
+            self._check_promise(tables, row, keys)
+            for one in priced:
+                key = tables.key(one.slot, row)
+                self._write(tables, tables.at(one.slot, key), one)
+                new.append((one.slot, key, one))
+        if self._memory is not None and new:
+            self._memory.put(tables is not self._tables, new)
+
+    def _priced(self, pricing: Pricing, chosen: list[tuple[np.ndarray, frozenset[int]]]) -> Iterable[tuple[str, list[Priced], list[bytes]]]:
+        if self.workers < 2 or len(chosen) < 2 * self.workers:
+            return (pricing.price(row, wanted, self._solved) for row, wanted in chosen)
+        with ProcessPoolExecutor(self.workers, get_context("spawn"), _start, (pricing,)) as pool:
+            return list(pool.map(_price, *zip(*chosen, strict=True), chunksize=max(1, len(chosen) // (8 * self.workers))))
+
+    def _write(self, tables: SlotTables, at: int, one: Priced) -> None:
+        peak, bound = (one.solved.peak, one.solved.bound) if one.price is None else (one.price, one.price)
+        self._solved.setdefault(one.key, one.solved)
+        entry = tables.table[at]
+        entry[[PEAK, BOUND]] = peak, bound
+        entry[[PARAMS, MACS, WEIGHTS]] = one.work.params, one.work.macs, one.work.weight_bytes
+        entry[SOLVED] = self._key_id(one.key)
+
+    def _key_id(self, key: bytes) -> int:
+        if key not in self._key_ids:
+            self._key_ids[key] = len(self._keys)
+            self._keys.append(key)
+        return self._key_ids[key]
+
+    def _check_promise(self, tables: SlotTables, row: np.ndarray, keys: list[bytes]) -> None:
+        """Raise `NeaptideError` when a slot whose genes were met before now has other nodes: the space's `slots()` are wrong."""
+        for slot, (at, key) in enumerate(zip(tables.index(row[None])[0], keys, strict=True)):
+            known = tables.table[at, SOLVED]
+            if known >= 0 and self._keys[known] != key:
+                (arch,) = self.space.decode(row[None])
+                raise NeaptideError(
+                    f"slot {tables.slots[slot].scope!r} of space {self.space.name} depends on more than its genes "
+                    f"{tables.slots[slot].genes}: in {self.space.text(arch)} its nodes are others than in an architecture with equal ones"
+                )
+
+    # ---- arenas -----------------------------------------------------------------------------------------------------
+
+    def _place(self, tables: SlotTables, rows: np.ndarray, ends: bool) -> None:
+        """Lay out each segment of `rows` that has no arena yet."""
+        if not len(rows):
+            return
+        at = np.unique(tables.index(np.unique(rows, axis=0)))
+        for r in at[tables.table[at, ARENA] < 0].tolist():
+            key = self._keys[tables.table[r, SOLVED]]
+            if key not in self._solved and self._memory is not None:
+                self._solved[key] = self._memory.solved(key)
+            solved = self._solved[key]
+            tables.table[r, [ARENA, ARENA_BOUND]] = composable_arena(solved) if ends else plain_arena(solved)
+
+    # ---- memory -----------------------------------------------------------------------------------------------------
+
+    def _recall(self) -> None:
+        if self._memory is None:
+            return
+        for whole, slot, genes, key, values in self._memory.rows():
+            tables = self._whole if whole else self._tables
+            at = tables.at(slot, genes)
+            entry = tables.table[at]
+            entry[[PEAK, BOUND, PARAMS, MACS, WEIGHTS]] = values
+            entry[SOLVED] = self._key_id(key)
+
+
+_worker: Pricing | None = None
+_worker_known: dict[bytes, Solved] = {}
+
+
+def _start(pricing: Pricing) -> None:
+    global _worker
+    _worker = pricing
+
+
+def _price(row: np.ndarray, wanted: frozenset[int]) -> tuple[str, list[Priced], list[bytes]]:
+    assert _worker is not None
+    return _worker.price(row, wanted, _worker_known)
+
+
+__all__ = ["ALIGNMENT", "Oracle", "Priced", "Pricing"]

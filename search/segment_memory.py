@@ -1,0 +1,110 @@
+"""Solved segments on disk, so that the next process starts where this one ends.
+
+One SQLite file in the cache folder. Rows are found by a digest of the space with its options, of the accounting, and of every source
+file that decides what a segment costs: a new version of Neaptide reads nothing of an old one. Only spaces that come with Neaptide are
+kept, since the sources of others are not known.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import warnings
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..compiler.oracle_cache import default_cache_dir
+from .segments import Solved, planner_version
+from .space import Space
+
+if TYPE_CHECKING:
+    from .oracle import Priced
+
+FILE = "segments-v1.sqlite"
+TABLES = (
+    """CREATE TABLE IF NOT EXISTS segments (
+        space TEXT NOT NULL, whole INTEGER NOT NULL, slot INTEGER NOT NULL, genes BLOB NOT NULL, key BLOB NOT NULL, peak INTEGER NOT NULL,
+        bound INTEGER NOT NULL, params INTEGER NOT NULL, macs INTEGER NOT NULL, weights INTEGER NOT NULL,
+        PRIMARY KEY (space, whole, slot, genes)
+    ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS solved (
+        version TEXT NOT NULL, key BLOB NOT NULL, peak INTEGER NOT NULL, bound INTEGER NOT NULL, enters INTEGER NOT NULL,
+        leaves INTEGER NOT NULL, blocks BLOB NOT NULL, PRIMARY KEY (version, key)
+    ) WITHOUT ROWID""",
+)
+
+
+class SegmentMemory:
+    """What is known on disk of the space with digest `space`. Without a usable file nothing is kept, with a warning."""
+
+    def __init__(self, path: Path, space: str):
+        self.path, self.space = path, space
+        self._db: sqlite3.Connection | None = None
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(path, timeout=30.0)
+            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db.execute("PRAGMA synchronous=NORMAL")
+            for table in TABLES:
+                self._db.execute(table)
+        except (OSError, sqlite3.Error) as error:
+            self._give_up(error)
+
+    @classmethod
+    def of(cls, space: Space, accounting: str, weights: str, folder: Any = None) -> SegmentMemory | None:
+        """The memory for `space` in `folder` (None: the user's cache folder); None for a space that is not Neaptide's own."""
+        if not type(space).__module__.startswith(f"{__package__}.spaces."):
+            return None
+        text = json.dumps([planner_version(), space.describe(), accounting, weights], sort_keys=True)
+        digest = blake2b(text.encode(), digest_size=12).hexdigest()
+        return cls((default_cache_dir() if folder is None else Path(folder)) / FILE, digest)
+
+    def rows(self) -> Iterator[tuple[bool, int, bytes, bytes, tuple[int, ...]]]:
+        """Whether a network or a segment, slot, genes, planning key, and (peak, bound, params, macs, weight bytes) of all that is known."""
+        if self._db is None:
+            return
+        query = "SELECT whole, slot, genes, key, peak, bound, params, macs, weights FROM segments WHERE space = ?"
+        try:
+            found = self._db.execute(query, (self.space,)).fetchall()
+        except sqlite3.Error as error:
+            self._give_up(error)
+            return
+        for whole, slot, genes, key, *values in found:
+            yield bool(whole), slot, genes, key, tuple(values)
+
+    def solved(self, key: bytes) -> Solved:
+        """The memory of the segment with planning key `key`, which `put` has kept."""
+        assert self._db is not None
+        query = "SELECT peak, bound, enters, leaves, blocks FROM solved WHERE version = ? AND key = ?"
+        peak, bound, enters, leaves, blocks = self._db.execute(query, (planner_version(), key)).fetchone()
+        return Solved(peak, bound, np.frombuffer(blocks, "<i8").reshape(-1, 3).astype(np.int64), (enters, leaves))
+
+    def put(self, whole: bool, segments: Sequence[tuple[int, bytes, Priced]]) -> None:
+        """Keep `segments`, each with its slot and genes, in one transaction."""
+        if self._db is None:
+            return
+        rows, solved = [], {}
+        for slot, genes, one in segments:
+            peak, bound = (one.solved.peak, one.solved.bound) if one.price is None else (one.price, one.price)
+            rows.append((self.space, whole, slot, genes, one.key, peak, bound, one.work.params, one.work.macs, one.work.weight_bytes))
+            ends = one.solved.ends
+            blocks = one.solved.blocks.astype("<i8").tobytes()
+            solved[one.key] = (planner_version(), one.key, one.solved.peak, one.solved.bound, *ends, blocks)
+        try:
+            with self._db:
+                self._db.executemany("INSERT OR IGNORE INTO solved VALUES (?, ?, ?, ?, ?, ?, ?)", solved.values())
+                self._db.executemany("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+        except sqlite3.Error as error:
+            self._give_up(error)
+
+    def _give_up(self, error: Exception) -> None:
+        warnings.warn(
+            f"solved segments are not kept: {str(self.path)!r} cannot be used ({error}); remove that file, or set NEAPTIDE_CACHE to a "
+            "folder that can be written",
+            stacklevel=4,
+        )
+        self._db = None

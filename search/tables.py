@@ -1,0 +1,118 @@
+"""Costs of segments by slot and genes: a row of a table for each value of a slot's genes, and batches composed from such rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .space import Slot
+
+PEAK, BOUND, ARENA, ARENA_BOUND, PARAMS, MACS, WEIGHTS, SOLVED = range(8)
+COLUMNS = 8
+UNSOLVED = -1
+DENSE_CODES = 1 << 16
+"""Slots with more values than this keep only those that were met."""
+
+
+class SlotTables:
+    """`table`: int64 (rows, 8) in the columns above; `SOLVED` is -1 in a row not yet filled, else whatever its filler wants back.
+
+    A slot whose genes take few values has a row for each, at the mixed-radix code of its genes; of any other, rows are handed out as
+    values are met. `cardinalities`: those of the space; `dense_codes`: the most values a slot of the first kind has.
+    """
+
+    def __init__(self, slots: Sequence[Slot], cardinalities: Sequence[int], *, dense_codes: int = DENSE_CODES):
+        self.cardinalities = np.asarray(cardinalities, np.int64)
+        self.slots = tuple(slots)
+        sizes = [int(np.prod(self.cardinalities[list(slot.genes)], dtype=np.float64)) for slot in self.slots]
+        self.dense = [k for k, size in enumerate(sizes) if size <= dense_codes]
+        self.sparse = [k for k, size in enumerate(sizes) if size > dense_codes]
+        genes, strides, self._genes_at, base = [], [], np.zeros(len(self.dense) + 1, np.int64), []
+        at = 0
+        for i, k in enumerate(self.dense):
+            stride = sizes[k]
+            for g in self.slots[k].genes:
+                stride //= int(self.cardinalities[g])
+                genes.append(g)
+                strides.append(stride)
+            self._genes_at[i + 1] = len(genes)
+            base.append(at)
+            at += sizes[k]
+        self._genes, self._strides, self._base = (np.array(x, np.int64) for x in (genes, strides, base))
+        self._known: list[dict[bytes, int]] = [{} for _ in self.sparse]
+        self._used = at
+        self.table = np.zeros((max(at, 1), COLUMNS), np.int64)
+        self._clear(0)
+
+    @property
+    def used(self) -> int:
+        """Rows of `table` that stand for something."""
+        return self._used
+
+    def index(self, rows: np.ndarray) -> np.ndarray:
+        """Row of `table` for each architecture (n, genes) and slot: int64 (n, slots). New rows are handed out for values never met."""
+        found = np.empty((len(rows), len(self.slots)), np.int64)
+        for i, k in enumerate(self.dense):
+            span = slice(self._genes_at[i], self._genes_at[i + 1])
+            found[:, k] = self._base[i] + rows[:, self._genes[span]].astype(np.int64) @ self._strides[span]
+        for i, k in enumerate(self.sparse):
+            known = self._known[i]
+            for j, key in enumerate(self._keys(k, rows)):
+                if key not in known:
+                    known[key] = self._new_row()
+                found[j, k] = known[key]
+        return found
+
+    def key(self, slot: int, row: np.ndarray) -> bytes:
+        """The genes of `slot` in one architecture (genes,), as bytes."""
+        return row[list(self.slots[slot].genes)].astype("<i2").tobytes()
+
+    def at(self, slot: int, key: bytes) -> int:
+        """Row of `table` for genes written by `key`."""
+        if slot in self.sparse:
+            known = self._known[self.sparse.index(slot)]
+            if key not in known:
+                known[key] = self._new_row()
+            return known[key]
+        i = self.dense.index(slot)
+        span = slice(self._genes_at[i], self._genes_at[i + 1])
+        return int(self._base[i] + np.frombuffer(key, "<i2").astype(np.int64) @ self._strides[span])
+
+    def compose(self, rows: np.ndarray) -> np.ndarray:
+        """Maxima and sums over the slots of each architecture: int64 (8, n) in the columns above.
+
+        `SOLVED` is -1 where a segment is not solved, and `ARENA` where one has no arena yet.
+        """
+        from .compose import compose
+
+        out = np.empty((COLUMNS, len(rows)), np.int64)
+        sparse = np.empty((len(rows), len(self.sparse)), np.int64)
+        for i, k in enumerate(self.sparse):
+            known = self._known[i]
+            sparse[:, i] = [known.get(key, -1) for key in self._keys(k, rows)]
+        unmet = (sparse < 0).any(axis=1) if self.sparse else None
+        np.maximum(sparse, 0, out=sparse)
+        unsigned = np.ascontiguousarray(rows, np.int16).view(np.uint16)
+        compose(unsigned, self._genes_at, self._genes, self._strides, self._base, sparse, self.table, out)
+        if unmet is not None:
+            out[SOLVED, unmet] = UNSOLVED
+        return out
+
+    def _keys(self, slot: int, rows: np.ndarray) -> list[bytes]:
+        genes = list(self.slots[slot].genes)
+        width = 2 * len(genes)
+        flat = np.ascontiguousarray(rows[:, genes], "<i2").tobytes()
+        return [flat[i : i + width] for i in range(0, len(flat), width)]
+
+    def _new_row(self) -> int:
+        if self._used == len(self.table):
+            start = len(self.table)
+            self.table = np.concatenate([self.table, np.zeros((max(256, start), COLUMNS), np.int64)])
+            self._clear(start)
+        self._used += 1
+        return self._used - 1
+
+    def _clear(self, start: int) -> None:
+        self.table[start:, SOLVED] = UNSOLVED
+        self.table[start:, ARENA] = UNSOLVED
