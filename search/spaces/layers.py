@@ -35,10 +35,10 @@ _FIRST_BUFFER = -(1 << 40)
 
 
 @lru_cache(maxsize=4096)
-def _conv_attrs(bias: bool, stride: int, padding: int, dilation: int, groups: int) -> dict[str, Any]:
+def _conv_attrs(bias: bool, stride: int, padding: tuple[int, int], dilation: int, groups: int) -> dict[str, Any]:
     return {
         "args": [
-            *_REFS[:2], _REFS[2] if bias else None, [stride] * 2, [padding] * 2, [dilation] * 2, False, [0, 0], groups,
+            *_REFS[:2], _REFS[2] if bias else None, [stride] * 2, list(padding), [dilation] * 2, False, [0, 0], groups,
         ],
         "kwargs": {},
     }  # fmt: skip
@@ -82,20 +82,20 @@ class LayerGraph:
     # ---- layers with weights --------------------------------------------------------------------------------------
 
     def conv2d(
-        self, x: int, channels: int, kernel: int, scope: str, *,
+        self, x: int, channels: int, kernel: int | tuple[int, int], scope: str, *,
         stride: int = 1, padding: int | None = None, dilation: int = 1, groups: int = 1, bias: bool = False,
     ) -> int:  # fmt: skip
         """`nn.Conv2d(c, channels, kernel, stride, padding, dilation, groups, bias)`; padding None keeps the size at stride 1."""
         n, c, h, w = self._shapes[x]
-        reach = dilation * (kernel - 1)
-        if padding is None:
-            padding = reach // 2
-        inputs = (x, self._parameter(f"{scope}.weight", (channels, c // groups, kernel, kernel)))
+        high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
+        down, across = dilation * (high - 1), dilation * (wide - 1)
+        pads = (down // 2, across // 2) if padding is None else (padding, padding)
+        inputs = (x, self._parameter(f"{scope}.weight", (channels, c // groups, high, wide)))
         if bias:
             inputs += (self._parameter(f"{scope}.bias", (channels,)),)
-        out = self._made((n, channels, (h + 2 * padding - reach - 1) // stride + 1, (w + 2 * padding - reach - 1) // stride + 1))
+        out = self._made((n, channels, (h + 2 * pads[0] - down - 1) // stride + 1, (w + 2 * pads[1] - across - 1) // stride + 1))
         self._nodes.append(
-            ("aten.convolution.default", inputs, (out,), (), _conv_attrs(bias, stride, padding, dilation, groups), scope),
+            ("aten.convolution.default", inputs, (out,), (), _conv_attrs(bias, stride, pads, dilation, groups), scope),
         )
         return out
 
