@@ -37,6 +37,7 @@ BENCHMARKS = {
     "cost_database": "The cost database",
     "predictors": "Predictors on published latencies",
     "predictor_mcu": "Predictor of microcontroller instructions",
+    "published": "Published networks from their block tables",
 }
 
 
