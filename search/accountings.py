@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Literal
 
-
 from ..compiler.errors import SourceError
 from .segments import Segment
 

@@ -109,6 +109,7 @@ class Oracle:
         self._whole_pricing = Pricing(space, Cutter(space.name, ()), self.accounting, self.weights, time_limit)
         self._whole = SlotTables((everything,), space.cardinalities, dense_codes=0) if slots else self._tables
         self._solved: dict[bytes, Solved] = {}
+        self._arenas: dict[tuple[bytes, bool], tuple[int, int]] = {}
         self._keys: list[bytes] = []
         self._key_ids: dict[bytes, int] = {}
         self._memory = None if memory is False else SegmentMemory.of(space, self.accounting.name, self.weights, memory)
@@ -281,12 +282,16 @@ class Oracle:
         if not len(rows):
             return
         at = np.unique(tables.index(np.unique(rows, axis=0)))
+        new: list[tuple[bytes, bool, tuple[int, int]]] = []
         for r in at[tables.table[at, ARENA] < 0].tolist():
             key = self._keys[tables.table[r, SOLVED]]
-            if key not in self._solved and self._memory is not None:
-                self._solved[key] = self._memory.solved(key)
-            solved = self._solved[key]
-            tables.table[r, [ARENA, ARENA_BOUND]] = composable_arena(solved) if ends else plain_arena(solved)
+            if (key, ends) not in self._arenas:
+                solved = self._solved[key] if key in self._solved or self._memory is None else self._memory.solved(key)
+                self._arenas[key, ends] = composable_arena(solved) if ends else plain_arena(solved)
+                new.append((key, ends, self._arenas[key, ends]))
+            tables.table[r, [ARENA, ARENA_BOUND]] = self._arenas[key, ends]
+        if self._memory is not None and new:
+            self._memory.put_arenas(new)
 
     # ---- memory -----------------------------------------------------------------------------------------------------
 
@@ -299,6 +304,7 @@ class Oracle:
             entry = tables.table[at]
             entry[[PEAK, BOUND, PARAMS, MACS, WEIGHTS]] = values
             entry[SOLVED] = self._key_id(key)
+        self._arenas.update(self._memory.arenas())
 
 
 _worker: Pricing | None = None

@@ -8,6 +8,7 @@ kept, since the sources of others are not known.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import warnings
 from collections.abc import Iterator, Sequence
@@ -35,6 +36,10 @@ TABLES = (
         version TEXT NOT NULL, key BLOB NOT NULL, peak INTEGER NOT NULL, bound INTEGER NOT NULL, enters INTEGER NOT NULL,
         leaves INTEGER NOT NULL, blocks BLOB NOT NULL, PRIMARY KEY (version, key)
     ) WITHOUT ROWID""",
+    """CREATE TABLE IF NOT EXISTS arenas (
+        version TEXT NOT NULL, key BLOB NOT NULL, ends INTEGER NOT NULL, arena INTEGER NOT NULL, bound INTEGER NOT NULL,
+        PRIMARY KEY (version, key, ends)
+    ) WITHOUT ROWID""",
 )
 
 
@@ -43,16 +48,30 @@ class SegmentMemory:
 
     def __init__(self, path: Path, space: str):
         self.path, self.space = path, space
-        self._db: sqlite3.Connection | None = None
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(path, timeout=30.0)
-            self._db.execute("PRAGMA journal_mode=WAL")
-            self._db.execute("PRAGMA synchronous=NORMAL")
-            for table in TABLES:
-                self._db.execute(table)
-        except (OSError, sqlite3.Error) as error:
-            self._give_up(error)
+        self._process = 0
+        self._connection: sqlite3.Connection | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"path": self.path, "space": self.space}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"], state["space"])
+
+    @property
+    def _db(self) -> sqlite3.Connection | None:
+        """This process's own connection, opened when it is first needed; one made before a fork belongs to the parent."""
+        if self._process != os.getpid():
+            self._process = os.getpid()
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._connection = sqlite3.connect(self.path, timeout=30.0, check_same_thread=False)
+                self._connection.execute("PRAGMA journal_mode=WAL")
+                self._connection.execute("PRAGMA synchronous=NORMAL")
+                for table in TABLES:
+                    self._connection.execute(table)
+            except (OSError, sqlite3.Error) as error:
+                self._give_up(error)
+        return self._connection
 
     @classmethod
     def of(cls, space: Space, accounting: str, weights: str, folder: Any = None) -> SegmentMemory | None:
@@ -65,11 +84,12 @@ class SegmentMemory:
 
     def rows(self) -> Iterator[tuple[bool, int, bytes, bytes, tuple[int, ...]]]:
         """Whether a network or a segment, slot, genes, planning key, and (peak, bound, params, macs, weight bytes) of all that is known."""
-        if self._db is None:
+        db = self._db
+        if db is None:
             return
         query = "SELECT whole, slot, genes, key, peak, bound, params, macs, weights FROM segments WHERE space = ?"
         try:
-            found = self._db.execute(query, (self.space,)).fetchall()
+            found = db.execute(query, (self.space,)).fetchall()
         except sqlite3.Error as error:
             self._give_up(error)
             return
@@ -78,15 +98,27 @@ class SegmentMemory:
 
     def solved(self, key: bytes) -> Solved:
         """The memory of the segment with planning key `key`, which `put` has kept."""
-        assert self._db is not None
+        db = self._db
+        assert db is not None
         query = "SELECT peak, bound, enters, leaves, blocks FROM solved WHERE version = ? AND key = ?"
-        peak, bound, enters, leaves, blocks = self._db.execute(query, (planner_version(), key)).fetchone()
+        peak, bound, enters, leaves, blocks = db.execute(query, (planner_version(), key)).fetchone()
         return Solved(peak, bound, np.frombuffer(blocks, "<i8").reshape(-1, 3).astype(np.int64), (enters, leaves))
+
+    def arenas(self) -> dict[tuple[bytes, bool], tuple[int, int]]:
+        """Arenas and what bounds them, by planning key and whether they are flush with what enters and leaves."""
+        db = self._db
+        if db is None:
+            return {}
+        query = "SELECT key, ends, arena, bound FROM arenas WHERE version = ?"
+        return {(key, bool(ends)): (arena, bound) for key, ends, arena, bound in db.execute(query, (planner_version(),))}
+
+    def put_arenas(self, arenas: Sequence[tuple[bytes, bool, tuple[int, int]]]) -> None:
+        """Keep what `arenas` will give."""
+        rows = [(planner_version(), key, ends, *found) for key, ends, found in arenas]
+        self._write([("INSERT OR REPLACE INTO arenas VALUES (?, ?, ?, ?, ?)", rows)])
 
     def put(self, whole: bool, segments: Sequence[tuple[int, bytes, Priced]]) -> None:
         """Keep `segments`, each with its slot and genes, in one transaction."""
-        if self._db is None:
-            return
         rows, solved = [], {}
         for slot, genes, one in segments:
             peak, bound = (one.solved.peak, one.solved.bound) if one.price is None else (one.price, one.price)
@@ -94,10 +126,21 @@ class SegmentMemory:
             ends = one.solved.ends
             blocks = one.solved.blocks.astype("<i8").tobytes()
             solved[one.key] = (planner_version(), one.key, one.solved.peak, one.solved.bound, *ends, blocks)
+        self._write(
+            [
+                ("INSERT OR IGNORE INTO solved VALUES (?, ?, ?, ?, ?, ?, ?)", list(solved.values())),
+                ("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows),
+            ]
+        )
+
+    def _write(self, statements: Sequence[tuple[str, Sequence[tuple[Any, ...]]]]) -> None:
+        db = self._db
+        if db is None:
+            return
         try:
-            with self._db:
-                self._db.executemany("INSERT OR IGNORE INTO solved VALUES (?, ?, ?, ?, ?, ?, ?)", solved.values())
-                self._db.executemany("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows)
+            with db:
+                for statement, rows in statements:
+                    db.executemany(statement, rows)
         except sqlite3.Error as error:
             self._give_up(error)
 
@@ -107,4 +150,4 @@ class SegmentMemory:
             "folder that can be written",
             stacklevel=4,
         )
-        self._db = None
+        self._connection = None
