@@ -7,6 +7,7 @@ op in every legal order. So no order is lost, and in no order does the peak rise
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from functools import cache
 
@@ -14,15 +15,18 @@ from ..compiler.graph import ITEMSIZE, Graph, Node, Ref, Tensor, contiguous_stri
 from ..compiler.ops import op_facts
 
 
-def inplace(graph: Graph) -> Graph:
+def inplace(graph: Graph, *, operands: Callable[[Node], Collection[int]] | None = None) -> Graph:
     """`graph` with every legal elementwise result on the storage of an operand that dies at its node; tensors keep their ids.
+
+    `operands`: the indices of a node's inputs that its result may lie over, for ops of a backend's own (a fused convolution and the
+    summand of its sum); None: those of elementwise aten and ONNX ops.
 
     Such a node has that storage in `writes`. Aten ops that have an in-place form take it (`aten.relu.default` becomes
     `aten.relu_.default`) where the operand is their `self`; others keep their name, and a runner may write in place. Storages
     that are no longer needed go, and the record of when the framework released them. Raises nothing of its own.
     O(nodes^2 / 64) for the ancestors.
     """
-    merge = _Merge(graph)
+    merge = _Merge(graph, operands or _elementwise)
     nodes = [merge.rewritten(node) for node in graph.nodes]
     if merge.count == 0:
         return graph
@@ -41,8 +45,9 @@ def inplace(graph: Graph) -> Graph:
 class _Merge:
     """Which storage each storage lies on, as nodes are taken in turn. `place`: per storage, the one that stands for it."""
 
-    def __init__(self, graph: Graph):
+    def __init__(self, graph: Graph, operands: Callable[[Node], Collection[int]]):
         self.graph = graph
+        self.operands = operands
         self.place = list(range(len(graph.storages)))
         self.count = 0
         self.ancestors: list[int] = []
@@ -59,15 +64,17 @@ class _Merge:
 
     def rewritten(self, node: Node) -> Node:
         """`node`, over a dying operand if that is legal, with the merge noted."""
-        facts = op_facts(node.op)
-        if facts is None or not facts.may_inplace or node.writes or len(node.outputs) != 1:
+        allowed = self.operands(node)
+        if not allowed or node.writes or len(node.outputs) != 1:
             return node
         out = self.graph.tensors[node.outputs[0]]
         if self.graph.birth[out.storage] != node.id or not _fills(out, self.graph.storages[out.storage].nbytes):
             return node
         for index, t in enumerate(node.inputs):
-            if self._dies_alike(node, self.graph.tensors[t], out):
-                self._put_on(out.storage, self.place[self.graph.tensors[t].storage])
+            place = self.place[self.graph.tensors[t].storage]
+            lying_there = {i for i, u in enumerate(node.inputs) if self.place[self.graph.tensors[u].storage] == place}
+            if lying_there.issubset(allowed) and self._dies_alike(node, self.graph.tensors[t], out):
+                self._put_on(out.storage, place)
                 op = _mutating_form(node.op) if _is_self(node, index) else node.op
                 return replace(node, op=op, writes=(out.storage,))
         return node
@@ -97,6 +104,12 @@ class _Merge:
         if storage in self.pinned:
             self.pinned.add(place)
         self.count += 1
+
+
+def _elementwise(node: Node) -> Collection[int]:
+    """Every input of an op that computes each element from those at its place."""
+    facts = op_facts(node.op)
+    return range(len(node.inputs)) if facts is not None and facts.may_inplace else ()
 
 
 def _is_self(node: Node, index: int) -> bool:

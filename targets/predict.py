@@ -95,14 +95,13 @@ def operator_graph(
     refuse_gpu(target)
     program = fused_program(to_relax(model, args, kwargs), name=name or type(model).__name__)
     signatures = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
-    workspace: dict[str, int] = {}
+    graph = program.graph
     if target.kind == "mcu":
-        from .mcu.firmware import workspace_bytes
+        from .mcu.planning import planned
         from .tvm.schedules import scheduled
 
-        workspace = {symbol: workspace_bytes(kernel) for symbol, kernel in lower(program.kernels, scheduled).items()}
-    nodes = [replace(node, op=signatures.get(node.op, node.op), workspace=workspace.get(node.op, 0)) for node in program.graph.nodes]
-    return program.graph.with_nodes(nodes)
+        graph = planned(graph, lower(program.kernels, scheduled)).graph
+    return graph.with_nodes([replace(node, op=signatures.get(node.op, node.op)) for node in graph.nodes])
 
 
 def refuse_gpu(target: Target) -> None:
@@ -225,7 +224,8 @@ def _planned(graph: Graph, target: Target, stack: int | None) -> tuple[Any, bool
 
         return allocate(graph, order, alignment=ALIGNMENT, inputs="planned"), None, ()
     from .mcu.firmware import ALIGNMENT as ALIGNED
-    from .mcu.firmware import STACK, STATIC, check_fit
+    from .mcu.firmware import STACK, STATIC
+    from .mcu.planning import check_fit
 
     plan = allocate(graph, order, alignment=ALIGNED, inputs="planned")
     kept = STACK if stack is None else stack

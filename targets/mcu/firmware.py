@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...compiler.errors import BudgetError
+from ...compiler.errors import BudgetError, NeaptideError
 from ...compiler.graph import Graph, Node
 from ...passes.allocate import Plan
-from ...passes.liveness import liveness
-from ..spec import Target, list_targets
+from ..spec import Target
 
 if TYPE_CHECKING:
-    from ..tvm.lower import CKernel
+    from ..tvm.lower import Kernel
 
 FIRMWARE = Path(__file__).parent.parent / "firmware"
+WEAK = "__attribute__((weak)) "  # objects of several builds may hold the same operator
 ALIGNMENT = 16  # bytes, of everything in the arena and of every constant
 STACK = 4096  # bytes kept for the stack
 VECTOR_TABLE = 0x400
@@ -31,71 +31,46 @@ STATIC = 64  # bytes of .data and .bss that the runtime may take
 REPORT, MARKS, FAULT = "report.bin", "marks.bin", "fault.bin"
 
 
+class EmulationError(NeaptideError):
+    """Firmware cannot be emulated, faulted or ended early: the message says what or where."""
+
+
 @dataclass(frozen=True)
 class Firmware:
     """Sources by file name, text or bytes; `plan.arena` is the size of the array `arena`.
 
-    `steps`: nodes that run an operator, in order. The firmware reads in0.bin, in1.bin, ... and writes out0.bin, ..., REPORT and MARKS.
+    `operators`: C text or an ELF object by the name of its function. `steps`: nodes that run an operator, in order. The firmware
+    reads in0.bin, in1.bin, ... and writes out0.bin, ..., REPORT and MARKS.
     """
 
     files: Mapping[str, str | bytes]
+    operators: Mapping[str, str | bytes]
     plan: Plan
     steps: tuple[int, ...]
 
 
-def workspace_bytes(kernel: CKernel) -> int:
+def workspace_bytes(kernel: Kernel) -> int:
     """Bytes that a kernel's workspaces take together, each aligned."""
     return sum(map(_aligned, kernel.workspace))
 
 
-def firmware(graph: Graph, plan: Plan, kernels: Mapping[str, CKernel], target: Target, *, stack: int = STACK) -> Firmware:
+def firmware(graph: Graph, plan: Plan, kernels: Mapping[str, Kernel], target: Target, *, stack: int = STACK) -> Firmware:
     """The sources for `graph` run as `plan` says on `target`, with `stack` bytes of stack.
 
-    `graph`: nodes whose `op` is in `kernels`, and views; `graph.values` holds its constants. Call `check_fit` first: the
-    linker only says by how much a section is too large.
+    `graph`: nodes whose `op` is in `kernels`, and views; `graph.values` holds its constants. Call
+    `planning.check_fit` first: the linker only says by how much a section is too large.
     """
     weights, places = _weights(graph)
     steps = tuple(v for v in plan.order if not graph.is_view(graph.nodes[v]))
     address = _Addresses(graph, plan, places)
     called = {graph.nodes[v].op: kernels[graph.nodes[v].op] for v in steps}
+    operators = {k.symbol: k.code if isinstance(k.code, bytes) else f'#include "operators.h"\n\n{WEAK}{k.code}' for k in called.values()}
     files: dict[str, str | bytes] = {
         "main.c": _main(graph, plan, called, steps, address),
-        "operators.c": '#include "operators.h"\n\n' + "\n".join(kernel.source for kernel in called.values()),
         "weights.bin": weights,
         "link.ld": _linker_script(target, stack),
     }
-    return Firmware(files, plan, steps)
-
-
-def check_fit(graph: Graph, plan: Plan, target: Target, *, stack: int = STACK) -> None:
-    """Raise `BudgetError` where arena and stack exceed the target's SRAM, or weights its flash; says what is largest and a way out."""
-    sram = sram_bytes(target)
-    need = plan.arena + stack + STATIC
-    weights = len(_weights(graph)[0])
-    if need > sram:
-        ranges = liveness(graph, plan.order, inputs=plan.inputs)
-        node = graph.nodes[ranges.order[ranges.peak_step]]
-        held = ", ".join(f"{_what(graph, s)} {graph.storages[s].nbytes:,} B" for s in ranges.alive_at(ranges.peak_step)) or "nothing"
-        more = f", workspace {node.workspace:,} B" if node.workspace else ""
-        raise BudgetError(
-            f"{graph.name!r} does not fit {target.name}: arena {plan.arena:,} B + stack {stack:,} B + {STATIC} B of variables "
-            f"= {need:,} B, SRAM {sram:,} B. Peak at {node.op} {node.scope} ({held}{more}); {need - sram:,} B have to go: "
-            f"a smaller input or fewer channels there{_roomier(need, weights)}"
-        )
-    if target.flash is not None and weights > target.flash:
-        largest = max((s for s in graph.storages if s.role == "constant"), key=lambda s: s.nbytes)
-        raise BudgetError(
-            f"{graph.name!r} does not fit {target.name}: weights {weights:,} B, flash {target.flash:,} B. "
-            f"Largest: {largest.name}, {largest.nbytes:,} B; {weights - target.flash:,} B have to go: "
-            f"fewer channels{_roomier(need, weights)}"
-        )
-
-
-def _roomier(sram: int, flash: int) -> str:
-    """The built-in parts that have so much of both, as the end of a sentence."""
-    parts = [t for t in list_targets() if t.kind == "mcu" and t.name != t.core]
-    names = [t.name for t in parts if t.sram is not None and t.flash is not None and t.sram >= sram and t.flash > flash]
-    return f", or a part that it fits: {', '.join(names)}" if names else "; it fits no built-in part"
+    return Firmware(files, operators, plan, steps)
 
 
 def sram_bytes(target: Target) -> int:
@@ -104,6 +79,21 @@ def sram_bytes(target: Target) -> int:
         raise BudgetError(f"target {target.name} has no emulator to run firmware on; give it an [emulator] table")
     most = target.emulator.ram_size - MEASURE
     return most if target.sram is None else min(target.sram, most)
+
+
+def weight_bytes(graph: Graph) -> int:
+    """Bytes of flash that the constants of `graph` take, each aligned."""
+    return len(_weights(graph)[0])
+
+
+def too_large_for_board(name: str, target: Target, what: str) -> str:
+    """That the part could hold `what`, and the board that emulates it cannot."""
+    board = target.emulator
+    assert board is not None and target.flash is not None
+    return (
+        f"{name!r} fits the flash of {target.name} ({target.flash:,} B) but cannot be emulated: {what}, and {board.machine} has "
+        f"{board.code_size:,} B of code memory; fewer weights run there, and nothing else can be measured of it"
+    )
 
 
 class _Addresses:
@@ -118,7 +108,7 @@ class _Addresses:
             return f"(void *)(weights + {self.constants[tensor.storage] + tensor.offset})"
         return f"arena + {self.plan.offsets[tensor.storage] + tensor.offset}"
 
-    def workspaces(self, node: Node, kernel: CKernel) -> list[str]:
+    def workspaces(self, node: Node, kernel: Kernel) -> list[str]:
         at = self.plan.workspace_offsets.get(node.id, 0)
         out = []
         for nbytes in kernel.workspace:
@@ -127,9 +117,9 @@ class _Addresses:
         return out
 
 
-def _main(graph: Graph, plan: Plan, called: Mapping[str, CKernel], steps: tuple[int, ...], address: _Addresses) -> str:
+def _main(graph: Graph, plan: Plan, called: Mapping[str, Kernel], steps: tuple[int, ...], address: _Addresses) -> str:
     lines = ['#include "runtime.h"', "", "extern const uint8_t weights[];"]
-    for kernel in called.values():
+    for kernel in {kernel.symbol: kernel for kernel in called.values()}.values():
         pointers = ", ".join(["void *"] * (kernel.parameters + len(kernel.workspace)))
         lines.append(f"void {kernel.symbol}({pointers});")
     arena = max(plan.arena, 1)
@@ -200,13 +190,6 @@ def _weights(graph: Graph) -> tuple[bytes, dict[int, int]]:
 
 def _tensor_bytes(graph: Graph, t: int) -> int:
     return int(np.prod(graph.tensors[t].shape, dtype=np.int64)) * np.dtype(graph.tensors[t].dtype).itemsize
-
-
-def _what(graph: Graph, storage: int) -> str:
-    """A storage by its name, or by what makes it."""
-    s = graph.storages[storage]
-    maker = graph.birth[storage]
-    return s.name or (graph.nodes[maker].op if maker >= 0 else f"{s.role} {storage}")
 
 
 def _aligned(nbytes: int) -> int:

@@ -18,14 +18,17 @@ import numpy as np
 from ...compiler.errors import PlanError, SourceError
 from ...compiler.graph import Graph
 from ..cost import Cost, OpCost
+from ..file_cache import default_folder
 from ..spec import Target, load_target
-from .firmware import REPORT, STACK, check_fit, firmware
-from .network import Network, prepare, relative_error
+from .firmware import REPORT, STACK, EmulationError, firmware
+from .network import Network, prepare, relative_error, with_llvm
+from .planning import check_fit
 from .qemu_run import run_qemu
 from .toolchain import Compiler, Image, build
-from .unicorn_run import EmulationError, Run, run_unicorn
+from .unicorn_run import Run, run_unicorn
 
 Emulator = Literal["unicorn", "qemu"]
+Codegen = Literal["c", "llvm"]
 
 
 def measure_mcu(
@@ -35,20 +38,24 @@ def measure_mcu(
     *,
     target: str | Target,
     compiler: Compiler = "zig",
+    codegen: Codegen = "c",
     emulator: Emulator | None = None,
     stack: int = STACK,
+    inplace: bool = True,
     folder: Path | None = None,
     name: str | None = None,
 ) -> Cost:
     """Instructions, memory and error of one inference of `model` on a microcontroller's emulator.
 
-    `model`, `args`, `kwargs` as in `targets.tvm.importer.to_relax`; `args` are also the inputs of the run. Other arguments as in
-    `measure_network`. Raises `BudgetError` before linking for what the part cannot hold, `EmulationError` when the firmware
+    `model`, `args`, `kwargs` as in `targets.tvm.importer.to_relax`; `args` are also the inputs of the run. `inplace`: a result may lie
+    over an operand that dies there, where that lowers the arena. Other arguments as in `measure_network`.
+
+    Raises `BudgetError` before linking for what the part cannot hold, `EmulationError` when the firmware
     faults, `MissingExtraError` without `neaptide[mcu]`.
     """
     spec = _microcontroller(target)
-    network = prepare(model, args, kwargs, name=name)
-    return measure_network(network, target=spec, compiler=compiler, emulator=emulator, stack=stack, folder=folder)
+    network = prepare(model, args, kwargs, name=name, inplace=inplace)
+    return measure_network(network, target=spec, compiler=compiler, codegen=codegen, emulator=emulator, stack=stack, folder=folder)
 
 
 def measure_network(
@@ -56,17 +63,21 @@ def measure_network(
     *,
     target: str | Target,
     compiler: Compiler = "zig",
+    codegen: Codegen = "c",
     emulator: Emulator | None = None,
     stack: int = STACK,
     folder: Path | None = None,
 ) -> Cost:
     """The cost of a network that is prepared: one preparation serves every core.
 
-    `stack`: bytes kept for it. `emulator`: None for Unicorn where it has the core, else QEMU. `folder`: keeps sources and ELF.
+    `codegen`: operators as C, which `compiler` compiles, or as objects from TVM's own LLVM. `stack`: bytes kept for
+    it. `emulator`: None for Unicorn where it has the core, else QEMU. `folder`: keeps sources and ELF.
     """
     spec = _microcontroller(target)
+    if codegen == "llvm":
+        network = with_llvm(network, spec)
     graph, plan = network.graph, network.plan
-    check_fit(graph, plan, spec, stack=stack)
+    check_fit(graph, plan, spec, stack=stack, found=network.found)
     sources = firmware(graph, plan, network.kernels, spec, stack=stack)
     files = {f"in{i}.bin": array.tobytes() for i, array in enumerate(network.inputs)}
     with tempfile.TemporaryDirectory(prefix="neaptide-") as scratch:
@@ -91,7 +102,7 @@ def emulate(image: Image, target: Target, files: Mapping[str, bytes], *, marks: 
         emulator = "unicorn" if target.emulator and target.emulator.unicorn else "qemu"
     if emulator == "qemu":
         return run_qemu(image, target, files)
-    return run_unicorn(image, target, files, marks=marks, cache=_cache())
+    return run_unicorn(image, target, files, marks=marks, cache=default_folder())
 
 
 def operator_counts(at_mark: Sequence[int], operators: int) -> tuple[int, ...]:
@@ -126,6 +137,8 @@ def _cost(network: Network, spec: Target, image: Image, run: Run, per_op: tuple[
     sections = image.flash
     used = plan.arena + stack + image.sections.get(".data", 0) + image.sections.get(".bss", 0)
     flash = sum(sections.values())
+    fits = f"fits: SRAM {used:,} of {spec.sram:,} B (stack {high_water:,} of {stack:,} B used), flash {flash:,} of {spec.flash:,} B"
+    saved = network.found.saved
     return Cost(
         target=spec.name,
         kind="measured",
@@ -140,13 +153,5 @@ def _cost(network: Network, spec: Target, image: Image, run: Run, per_op: tuple[
         fits=True,
         per_op=per_op,
         versions=MappingProxyType({**network.versions, "compiler": image.compiler, "emulator": run.emulator}),
-        reasons=(
-            f"fits: SRAM {used:,} of {spec.sram:,} B (stack {high_water:,} of {stack:,} B used), flash {flash:,} of {spec.flash:,} B",
-        ),
+        reasons=(fits, *([f"results in place save {saved:,} B of arena"] if saved else [])),
     )
-
-
-def _cache() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("neaptide", appauthor=False))

@@ -12,36 +12,50 @@ import numpy as np
 
 from ...compiler.errors import MissingExtraError, SourceError
 from ...compiler.graph import Graph
-from ...passes.allocate import Plan, allocate
-from ...passes.schedule import schedule
-from .firmware import ALIGNMENT, workspace_bytes
+from ...passes.allocate import Plan
+from ..spec import Target
+from .planning import Planned, planned
 
 if TYPE_CHECKING:
-    from ..tvm.lower import CKernel
+    from ..tvm.lower import Kernel
 
 
 @dataclass(frozen=True)
 class Network:
-    """`graph`: nodes are calls of `kernels`, with their workspace; `plan`: its order and offsets; `signatures` by operator.
-
-    `versions`: what made the kernels. `inputs`: arrays in the graph's order; `expected`: the framework's own outputs for them.
+    """`found`: the graph, whose nodes are calls of `kernels`, its order and offsets; `signatures` and `functions` (what `kernels` were
+    lowered from) by operator. `versions`: what made the kernels. `inputs`: arrays in the graph's order; `expected`: the framework's
+    own outputs for them. `inplace`: whether a result may lie over an operand.
     """
 
     name: str
-    graph: Graph
-    plan: Plan
-    kernels: Mapping[str, CKernel]
+    found: Planned
+    kernels: Mapping[str, Kernel]
     signatures: Mapping[str, str]
+    functions: Mapping[str, Any]
     versions: Mapping[str, str]
     inputs: tuple[np.ndarray, ...]
     expected: tuple[np.ndarray, ...]
+    inplace: bool = True
+
+    @property
+    def graph(self) -> Graph:
+        """The graph as it runs."""
+        return self.found.graph
+
+    @property
+    def plan(self) -> Plan:
+        """Its order and offsets."""
+        return self.found.plan
 
 
-def prepare(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, name: str | None = None) -> Network:
-    """Import, fuse, schedule and place `model`; takes seconds. Arguments as in `targets.tvm.importer.to_relax`.
+def prepare(
+    model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, name: str | None = None, inplace: bool = True
+) -> Network:
+    """Import, fuse, schedule and place `model`; under a second where its operators are known, else seconds.
 
-    Files and programs that come without `args` run on random inputs, the same ones every time. The order is `schedule`'s and
-    the offsets are `allocate`'s, inputs and kernel workspaces included.
+    Arguments as in `targets.tvm.importer.to_relax`; `inplace` as in `planned`. Files and programs that come without `args` run on
+    random inputs, the same ones every time. The order is `schedule`'s and the offsets are `allocate`'s, inputs and kernel
+    workspaces included.
     """
     from ..tvm.fused_graph import fused_program
     from ..tvm.importer import to_relax
@@ -51,13 +65,29 @@ def prepare(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | No
     title = name or type(model).__name__
     program = fused_program(to_relax(model, args, kwargs), name=title)
     kernels = lower(program.kernels, scheduled)
-    needs = {symbol: workspace_bytes(kernel) for symbol, kernel in kernels.items()}
-    graph = program.graph.with_nodes([replace(node, workspace=needs.get(node.op, 0)) for node in program.graph.nodes])
-    plan = allocate(graph, schedule(graph, inputs="planned"), alignment=ALIGNMENT, inputs="planned")
+    found = planned(program.graph, kernels, inplace=inplace)
     signatures = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
-    inputs = input_arrays(graph, args, kwargs)
+    inputs = input_arrays(found.graph, args, kwargs)
     versions = {"apache-tvm": version("apache-tvm"), "schedules": str(VERSION)}
-    return Network(title, graph, plan, kernels, signatures, versions, inputs, tuple(reference_outputs(model, args, kwargs, inputs)))
+    expected = tuple(reference_outputs(model, args, kwargs, inputs))
+    return Network(title, found, kernels, signatures, program.kernels, versions, inputs, expected, inplace)
+
+
+def with_llvm(network: Network, target: Target) -> Network:
+    """`network` with its operators as LLVM's objects for the core of `target`, placed anew."""
+    import tvm
+
+    from ..tvm.lower import lower
+    from ..tvm.schedules import scheduled
+
+    kernels = lower(network.functions, scheduled, target=target.tvm)
+    llvm = f"llvm {tvm.get_global_func('target.llvm_version_major')()}"
+    return replace(
+        network,
+        found=planned(network.found.separate, kernels, inplace=network.inplace),
+        kernels=kernels,
+        versions={**network.versions, "codegen": llvm},
+    )
 
 
 def relative_error(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:

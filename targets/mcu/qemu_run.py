@@ -17,9 +17,9 @@ from pathlib import Path
 import numpy as np
 
 from ..spec import Target
-from .firmware import FAULT, MARKS
+from .firmware import FAULT, MARKS, EmulationError
 from .toolchain import Image
-from .unicorn_run import EmulationError, Run
+from .unicorn_run import Run
 
 TICKS = 1 << 24  # SysTick counts down through 24 bits
 CLOCK_HZ = {"mps2-an385": 25e6, "mps2-an386": 25e6, "mps2-an500": 25e6, "mps2-an505": 20e6, "mps3-an547": 32e6}

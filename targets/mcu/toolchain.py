@@ -5,13 +5,16 @@ Both take the core's flags from the target, the same C, and the same linker scri
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -19,10 +22,13 @@ from pathlib import Path
 from typing import Literal
 
 from ...compiler.errors import BudgetError, MissingExtraError, NeaptideError
+from ..file_cache import FileCache
 from ..spec import Target
-from .firmware import FIRMWARE, Firmware
+from .firmware import FIRMWARE, EmulationError, Firmware, too_large_for_board
 
 Compiler = Literal["zig", "gcc"]
+_OVERFLOW = re.compile(r"region [`']?(\w+)'?:? overflowed by (\d+) bytes")
+PROCESSORS = os.cpu_count() or 1
 FLAGS = ("-O3", "-std=gnu11", "-ffunction-sections", "-fdata-sections", "-fno-math-errno", "-ffp-contract=fast", "-w")
 
 
@@ -68,8 +74,8 @@ def compiler_version(compiler: Compiler) -> str:
     return f"arm-none-eabi-gcc {said.stdout.strip()}"
 
 
-def build(firmware: Firmware, target: Target, folder: Path, *, compiler: Compiler = "zig") -> Image:
-    """Compile and link `firmware` for `target` in `folder`, which exists.
+def build(firmware: Firmware, target: Target, folder: Path, *, compiler: Compiler = "zig", cache: FileCache | None = None) -> Image:
+    """Compile and link `firmware` for `target` in `folder`, which exists. Operators compiled before come from `cache` (None: the user's).
 
     Raises `MissingExtraError` when the compiler is absent, `BudgetError` when the linker finds that a section exceeds the part's
     memory, `BuildError` with the compiler's words for anything else.
@@ -88,24 +94,75 @@ def build(firmware: Firmware, target: Target, folder: Path, *, compiler: Compile
         '.section .weights, "a", %progbits\n.balign 16\n.global weights\n.type weights, %object\n'
         f'weights:\n.incbin "{weights}"\n.size weights, . - weights\n'
     )
+    runtime = ("runtime", "mathematics") if compiler == "zig" else ("runtime",)
+    parts = {**firmware.operators, **{name: (FIRMWARE / f"{name}.c").read_text() for name in runtime}}
+    objects = _objects(parts, firmware, target, folder, compiler, FileCache() if cache is None else cache)
     elf = folder / "firmware.elf"
-    sources = [folder / "main.c", folder / "operators.c", folder / "weights.S", FIRMWARE / "runtime.c"]
+    command = [*_compile(target, compiler), str(folder / "main.c"), str(folder / "weights.S"), *map(str, objects), "-Wl,--gc-sections"]
+    command += ["-T", str(folder / "link.ld"), "-o", str(elf)]
     if compiler == "zig":
-        flags = [
-            *target.compilers.zig,
-            "-fno-stack-protector",
-            "-fno-sanitize=all",
-            "-nostdlib",
-            "-lcompiler_rt",
-            "-Wl,--entry=Reset_Handler",
-        ]
-        command = [sys.executable, "-m", "ziglang", "cc", *flags]
-        sources.append(FIRMWARE / "mathematics.c")
+        command += ["-nostdlib", "-lcompiler_rt", "-Wl,--entry=Reset_Handler"]
     else:
-        command = ["arm-none-eabi-gcc", *target.compilers.gcc, "-nostartfiles", "--specs=nosys.specs", "-Wl,--no-warn-rwx-segments"]
-    arguments = [*FLAGS, "-I", str(FIRMWARE), *map(str, sources), "-Wl,--gc-sections", "-T", str(folder / "link.ld"), "-o", str(elf)]
-    _run([*command, *arguments, *(["-lm"] if compiler == "gcc" else [])], firmware, target)
+        command += ["-nostartfiles", "--specs=nosys.specs", "-Wl,--no-warn-rwx-segments", "-lm"]
+    _run(command, firmware, target)
     return read_image(elf, compiler_version(compiler))
+
+
+def _compile(target: Target, compiler: Compiler) -> list[str]:
+    """The compiler with all that decides its code."""
+    if compiler == "zig":
+        command = [sys.executable, "-m", "ziglang", "cc", *target.compilers.zig, "-fno-stack-protector", "-fno-sanitize=all"]
+    else:
+        command = ["arm-none-eabi-gcc", *target.compilers.gcc]
+    return [*command, *FLAGS, "-I", str(FIRMWARE)]
+
+
+def _objects(
+    parts: Mapping[str, str | bytes], firmware: Firmware, target: Target, folder: Path, compiler: Compiler, cache: FileCache
+) -> list[Path]:
+    """Object files in `folder` that hold all parts: given, kept from an earlier build, or compiled now.
+
+    A compiler takes longer to start than to compile an operator, so they are compiled together, as many groups as processors. An
+    operator that two groups hold is weak in both, and the linker takes one.
+    """
+    flags = target.compilers.zig if compiler == "zig" else target.compilers.gcc
+    headers = "".join(path.read_text() for path in sorted(FIRMWARE.glob("*.h")))
+    common = "\0".join((compiler_version(compiler), *flags, *FLAGS, headers))
+    objects: dict[str, bytes] = {}
+    missing: list[str] = []
+    for name, content in parts.items():
+        if isinstance(content, bytes):
+            objects[name] = content
+            continue
+        (folder / f"{name}.c").write_text(content)
+        group = cache.get(f"{common}\0{content}")
+        known = None if group is None else cache.get(group.decode())
+        if group is None or known is None:
+            missing.append(name)
+        else:
+            objects[group.decode()] = known
+
+    def compiled(names: Sequence[str]) -> bytes:
+        texts = [parts[name] for name in names]
+        group = hashlib.sha256("\0".join((common, *map(str, texts))).encode()).hexdigest()
+        source = folder / f"group_{group[:16]}.c"
+        source.write_text("".join(f'#include "{name}.c"\n' for name in names))
+        made = source.with_suffix(".o")
+        _run([*_compile(target, compiler), "-c", str(source), "-o", str(made)], firmware, target)
+        cache.put(group, made.read_bytes())
+        for text in texts:
+            cache.put(f"{common}\0{text}", group.encode())
+        return made.read_bytes()
+
+    alone = [name for name in missing if name in firmware.operators]
+    groups = [group for i in range(PROCESSORS) if (group := alone[i::PROCESSORS])]
+    groups += [[name] for name in missing if name not in firmware.operators]
+    with ThreadPoolExecutor(PROCESSORS) as pool:
+        objects.update((group[0], made) for group, made in zip(groups, pool.map(compiled, groups), strict=True))
+    paths = [folder / f"{name[:120]}.o" for name in objects]
+    for path, content in zip(paths, objects.values(), strict=True):
+        path.write_bytes(content)
+    return paths
 
 
 def _run(command: Sequence[str], firmware: Firmware, target: Target) -> None:
@@ -113,11 +170,15 @@ def _run(command: Sequence[str], firmware: Firmware, target: Target) -> None:
     if not done.returncode:
         return
     said = done.stderr.strip()
-    full = [line for line in said.splitlines() if "overflowed by" in line or "will not fit in region" in line]
+    full = next((found for line in said.splitlines() if (found := _OVERFLOW.search(line))), None)
     if full:
+        region, over = full[1], int(full[2])
+        board = target.emulator
+        if region == "FLASH" and board and target.flash and board.code_size < target.flash and board.code_size + over <= target.flash:
+            raise EmulationError(too_large_for_board(target.name, target, f"code and weights take at least {over:,} B too many"))
         raise BudgetError(
             f"the firmware does not fit {target.name} (arena {firmware.plan.arena:,} B, SRAM {target.sram:,} B, "
-            f"flash {target.flash:,} B): {full[0].strip()}"
+            f"flash {target.flash:,} B): {region} overflowed by at least {over:,} B in linking"
         )
     raise BuildError(f"{command[0]} failed on generated firmware for {target.name}:\n{said[-3000:]}")
 

@@ -13,18 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ...compiler.errors import MissingExtraError, NeaptideError
+from ...compiler.errors import MissingExtraError
 from ..spec import Emulator, Target
-from .firmware import FAULT, FIRMWARE
+from .firmware import FAULT, FIRMWARE, EmulationError
 from .toolchain import Image, host_library
 
 OPEN, CLOSE, WRITE, READ, EXIT_EXTENDED = 1, 2, 5, 6, 0x20
 SYSTEM = 0xE0000000, 0x100000  # the private peripheral bus: plain memory here
 MISSING = 0xFFFFFFFF
-
-
-class EmulationError(NeaptideError):
-    """Firmware faulted or ended early: the message says where."""
 
 
 @dataclass(frozen=True)

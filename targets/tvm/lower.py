@@ -1,4 +1,4 @@
-"""Scheduled operators as C functions over bare pointers: no TVM runtime, no allocation, every byte passed in.
+"""Scheduled operators as functions over bare pointers, in C or as LLVM objects: no TVM runtime, no allocation, every byte passed in.
 
 TVM's own ending of a lowering (`MakePackedAPI`) gives functions that unpack dynamic arguments and call its runtime for
 memory. Here the parameters become typed pointers, and buffers inside an operator become further pointers, so that the
@@ -7,8 +7,15 @@ planner places them like everything else; only small ones, which compilers keep 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
@@ -16,28 +23,77 @@ from tvm.tirx import stmt
 from tvm_ffi import structural_hash
 
 from ...compiler.graph import ITEMSIZE
+from ..file_cache import FileCache
+from .overwriting import overwritable
 
+C = {"kind": "c"}
 STACK_BUFFER = 256  # bytes; a larger buffer inside an operator is workspace
 
 
 @dataclass(frozen=True)
-class CKernel:
-    """One operator in C. `source` defines `void symbol(...)`: pointers to the inputs, the outputs, then the workspaces.
+class Kernel:
+    """One operator, `void symbol(...)` over pointers to the inputs, the outputs, then the workspaces. `code`: C, or an ELF object.
 
-    No two of them overlap where one is written, so all are `restrict`.
-
-    `parameters`: how many pointers come before the workspaces. `workspace`: bytes of each.
+    No two of them overlap where one is written, save that the result may lie over one operand of `overwritable`; all others are
+    `restrict`. `parameters`: how many pointers come before the workspaces. `workspace`: bytes of each.
     """
 
     symbol: str
-    source: str
+    code: str | bytes
     parameters: int
     workspace: tuple[int, ...]
+    overwritable: tuple[int, ...] = ()
 
 
-def lower(kernels: Mapping[str, tirx.PrimFunc], scheduled: Callable[[tirx.PrimFunc], tirx.PrimFunc]) -> dict[str, CKernel]:
-    """Every kernel as C after `scheduled`. O(operators); about 20 ms each."""
-    return {symbol: _lower_one(symbol, scheduled(func)) for symbol, func in kernels.items()}
+def lower(
+    kernels: Mapping[str, tirx.PrimFunc],
+    scheduled: Callable[[tirx.PrimFunc], tirx.PrimFunc],
+    *,
+    target: Mapping[str, Any] | None = None,
+    cache: FileCache | None = None,
+) -> dict[str, Kernel]:
+    """Every kernel after `scheduled`, as C or, with `target` (an LLVM target of TVM), as object files. About 20 ms each.
+
+    What was lowered before by the same code comes from `cache` (None: the user's), in under a millisecond.
+    """
+    known = FileCache() if cache is None else cache
+    tools = _tools(scheduled)
+    lowered = {}
+    for symbol, func in kernels.items():
+        made_of = signature(symbol, func)
+        key = f"{tools} {dict(target or C)} {made_of}"
+        found = known.get(key)
+        if found is None:
+            lowered[symbol] = _lower_one(_c_name(made_of), scheduled(func), dict(target or C))
+            known.put(key, _encoded(lowered[symbol]))
+        else:
+            lowered[symbol] = _decoded(found)
+    return lowered
+
+
+def _c_name(made_of: str) -> str:
+    """A C function's name for a signature, the same in every network; `op_` since an operator may be called `exp`."""
+    kind, _, number = made_of.partition("(")[0], *made_of.rpartition("#")[1:]
+    return f"op_{kind}_{number}"
+
+
+def _tools(scheduled: Callable[[tirx.PrimFunc], tirx.PrimFunc]) -> str:
+    """What decides the code of an operator besides what it computes: TVM, this module, and the module of the schedules."""
+    sources = [Path(__file__), Path(__file__).with_name("overwriting.py"), Path(sys.modules[scheduled.__module__].__file__ or "")]
+    digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    return f"{version('apache-tvm')} {digest}"
+
+
+def _encoded(kernel: Kernel) -> bytes:
+    code = kernel.code.hex() if isinstance(kernel.code, bytes) else kernel.code
+    return json.dumps(
+        [isinstance(kernel.code, bytes), kernel.symbol, code, kernel.parameters, kernel.workspace, kernel.overwritable]
+    ).encode()
+
+
+def _decoded(text: bytes) -> Kernel:
+    binary, symbol, code, parameters, workspace, over = json.loads(text)
+    return Kernel(symbol, bytes.fromhex(code) if binary else code, parameters, tuple(workspace), tuple(over))
 
 
 def signature(symbol: str, func: tirx.PrimFunc) -> str:
@@ -50,10 +106,13 @@ def signature(symbol: str, func: tirx.PrimFunc) -> str:
     return f"{kind}({shapes})#{structural_hash(func) & (2**64 - 1):016x}"
 
 
-def _lower_one(symbol: str, func: tirx.PrimFunc) -> CKernel:
-    target = tvm.target.Target({"kind": "c"})
-    symbol = f"op_{symbol}"  # an operator may be called `exp`, as the function of the C library is
-    mod = tvm.IRModule({symbol: func.with_attr("global_symbol", symbol).with_attr("target", target)})
+def _lower_one(symbol: str, func: tirx.PrimFunc, target_spec: dict[str, Any]) -> Kernel:
+    target = tvm.target.Target(target_spec)
+    over = overwritable(func)
+    attributes: dict[str, Any] = {"global_symbol": symbol, "target": target}
+    if over:
+        attributes["tirx.noalias"] = False
+    mod = tvm.IRModule({symbol: func.with_attrs(attributes)})
     with (
         target,
         tvm.transform.PassContext(config={"s_tir.LoopPartition": {"partition_const_loop": True, "no_unroll_loop_with_extent_one": True}}),
@@ -62,17 +121,29 @@ def _lower_one(symbol: str, func: tirx.PrimFunc) -> CKernel:
         (var, func), *_ = mod.functions.items()
         bare, workspace = _bare_pointers(func)
         mod = tirx.transform.LowerIntrin()(tvm.IRModule({var: bare}))
-    source = _plain_c(tvm.get_global_func("target.build.c")(mod, target).inspect_source(), symbol)
-    return CKernel(symbol, source, len(func.params), tuple(workspace))
+    built = tvm.get_global_func(f"target.build.{target.kind.name}")(mod, target)
+    parameters = len(func.params)
+    if target.kind.name == "c":
+        code: str | bytes = _plain_c(built.inspect_source(), symbol, {*over, parameters - 1} if over else set())
+    else:
+        code = _object(built)
+    return Kernel(symbol, code, parameters, tuple(workspace), over)
 
 
-def _plain_c(generated: str, symbol: str) -> str:
-    """The function alone: without TVM's includes, export macros and prototype, its pointers `restrict`."""
+def _object(built: Any) -> bytes:
+    with tempfile.TemporaryDirectory(prefix="neaptide-") as folder:
+        path = Path(folder) / "operator.o"
+        built.write_to_file(str(path))
+        return path.read_bytes()
+
+
+def _plain_c(generated: str, symbol: str, overlapping: Collection[int]) -> str:
+    """The function alone: without TVM's includes, export macros and prototype, its pointers `restrict` but the `overlapping` ones."""
     head = f"void {symbol}("
     start = generated.rindex(head)
     parameters, body = generated[start + len(head) :].split(") {", 1)
-    restricted = parameters.replace("* ", "* restrict ")
-    return f"{head}{restricted}) {{{body.rstrip()}\n"
+    restricted = [p if i in overlapping else p.replace("* ", "* restrict ") for i, p in enumerate(parameters.split(", "))]
+    return f"{head}{', '.join(restricted)}) {{{body.rstrip()}\n"
 
 
 def _passes() -> list[tvm.transform.Pass]:
