@@ -91,7 +91,7 @@ def main() -> int:
         notes=[
             f"Predicted accuracies: model {predictor.model}, cross-validated RMSE {predictor.error.rmse:.2f} points on the 2,600 published "
             "subnets. Found networks score near or above the best of those, where a predictor's error is greater than on average, and "
-            "upwards; Table 1's numbers were measured, of networks found by a search of 20 x 20. Peaks are exact and always within the limit."
+            "upwards; Table 1 was measured, on what a search of 20 x 20 found. Peaks are exact and always within the limit."
         ],
         json_path=options.json,
     )
