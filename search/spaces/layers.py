@@ -26,6 +26,7 @@ from ...compiler.graph import Atom, Graph, Node, Ref, Storage, Tensor, contiguou
 _REFS = tuple(Ref(i) for i in range(16))
 _ONE = {"args": [_REFS[0]], "kwargs": {}}
 _TWO = {"args": [_REFS[0], _REFS[1]], "kwargs": {}}
+_TWICE = {"args": [_REFS[0], _REFS[0]], "kwargs": {}}
 _THREE = {"args": [_REFS[0], _REFS[1], _REFS[2]], "kwargs": {}}
 _RELU6 = {"args": [_REFS[0], 0.0, 6.0], "kwargs": {}}
 _EMPTY = {"args": [[0]], "kwargs": {"dtype": Atom("dtype", "uint8"), "layout": Atom("layout", "strided"), "device": Atom("device", "cpu")}}
@@ -203,7 +204,8 @@ class LayerGraph:
         """`torch.cat(xs, dim=1)`: along channels."""
         n, _, *rest = self._shapes[xs[0]]
         shape = (n, sum(self._shapes[x][1] for x in xs), *rest)
-        return self.op("aten.cat.default", tuple(xs), shape, {"args": [[Ref(i) for i in range(len(xs))], 1], "kwargs": {}}, scope)
+        inputs = tuple(dict.fromkeys(xs))
+        return self.op("aten.cat.default", inputs, shape, {"args": [[Ref(inputs.index(x)) for x in xs], 1], "kwargs": {}}, scope)
 
     def flatten(self, x: int, scope: str) -> int:
         """`torch.flatten(x, 1)`, a view."""
@@ -301,9 +303,10 @@ class LayerGraph:
         return self._in_place(f"aten.{op}_.default", (x,), attrs, scope)
 
     def _binary(self, op: str, a: int, b: int, scope: str, inplace: bool) -> int:
+        inputs, attrs = ((a, b), _TWO) if a != b else ((a,), _TWICE)
         if not inplace:
-            return self.op(f"aten.{op}.Tensor", (a, b), self._shapes[a], _TWO, scope)
-        return self._in_place(f"aten.{op}_.Tensor", (a, b), _TWO, scope)
+            return self.op(f"aten.{op}.Tensor", inputs, self._shapes[a], attrs, scope)
+        return self._in_place(f"aten.{op}_.Tensor", inputs, attrs, scope)
 
     def _in_place(self, op: str, inputs: tuple[int, ...], attrs: dict[str, Any], scope: str) -> int:
         x = inputs[0]

@@ -272,13 +272,13 @@ class MemNet(Space):
     def slots(self) -> tuple[Slot, ...]:
         numbers = np.arange(len(self.cardinalities))
         blocks, identities, cuts = (part[0] for part in self._parts(numbers[None]))
-        joins = blocks[:, 4]
+        wiring = blocks[:, (0, 1, 4)].ravel()
         made = []
         for p in range(len(POSITIONS)):
             before = cuts[p - 1] if p else cuts[:0]
             genes = np.concatenate([[0], blocks.ravel(), identities[p].ravel(), before.ravel(), cuts[p]])
             made.append(Slot(f"cells.{p}", tuple(sorted({int(g) for g in genes}))))
-        last = np.concatenate([[0], joins, cuts[-1]])
+        last = np.concatenate([[0], wiring, cuts[-1]])
         return *made, Slot("pool|flatten|classifier", tuple(int(g) for g in last))
 
     def module(self, arch: Architecture) -> nn.Module:

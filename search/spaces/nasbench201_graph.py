@@ -23,6 +23,7 @@ INCOMING = tuple(tuple((e, source) for e, (source, to) in enumerate(EDGES) if to
 """The edges into nodes 1, 2 and 3: (edge, source)."""
 
 _ADD = {"args": [Ref(0), Ref(1)], "kwargs": {}}
+_DOUBLE = {"args": [Ref(0), Ref(0)], "kwargs": {}}
 _ZERO = {"args": [Ref(0), 0.0], "kwargs": {}}
 _META = {"frontend": "layers", "device": "cpu", "mode": "inference"}
 
@@ -86,7 +87,8 @@ class GraphMaker:
                     if total < 0:
                         total = y
                     else:
-                        nodes.append(Node(len(nodes), "aten.add.Tensor", (total, y), (made,), (), _ADD, scope))
+                        inputs, attrs = ((total, y), _ADD) if total != y else ((y,), _DOUBLE)
+                        nodes.append(Node(len(nodes), "aten.add.Tensor", inputs, (made,), (), attrs, scope))
                         total, made = made, made + 1
                 if total < 0:
                     nodes.append(Node(len(nodes), "aten.mul.Tensor", (x,), (made,), (), _ZERO, scope))
