@@ -28,10 +28,10 @@ from ..mcu.network import input_arrays, reference_outputs, relative_error
 from ..peers import peer_runners
 from ..remember import features, toolchain_of
 from ..spec import Target
+from .cpu_schedules import VERSION
 from .fused_graph import FusedProgram, fused_program
 from .importer import to_relax
 from .lower import signature
-from .pointwise import VERSION
 from .tune import Tuned, build, cpu_target, tune, tuned_module, unscheduled
 
 TRIALS = 32

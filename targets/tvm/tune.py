@@ -18,7 +18,7 @@ from tvm import tirx
 from tvm.s_tir import meta_schedule
 
 from ...compiler.errors import NeaptideError
-from . import pointwise
+from . import cpu_schedules
 
 BATCH = 16
 REPEATS, REPEAT_MS = 5, 4
@@ -55,10 +55,10 @@ def tune(func: tirx.PrimFunc, target: tvm.target.Target, *, trials: int, known: 
     done = 0 if known is None else known.trials
     arguments = [tvm.runtime.tensor(_example(param)) for param in func.params]
     best = known
-    own = _own(func, target)
-    for tile in own[done:trials]:
-        seconds = _seconds(build(tuned_module(func, tile, target), target), arguments, best)
-        best = _better(best, seconds, trials, tile)
+    own = cpu_schedules.candidates(func, target)
+    for schedule in own[done:trials]:
+        seconds = _seconds(build(tuned_module(func, schedule, target), target), arguments, best)
+        best = _better(best, seconds, trials, schedule)
     searched = max(done, min(len(own), trials))
     if searched < trials:
         best = _meta_schedule(func, target, arguments, trials - searched, 1 + searched, best, trials)
@@ -70,29 +70,11 @@ def tune(func: tirx.PrimFunc, target: tvm.target.Target, *, trials: int, known: 
 def tuned_module(func: tirx.PrimFunc, trace: Any, target: tvm.target.Target) -> tvm.IRModule:
     """`func`, called `main`, under the schedule that a `Tuned.trace` describes."""
     if isinstance(trace, Mapping):
-        found = pointwise.product(func)
-        if found is None or set(trace) != {"rows", "vectors"}:
-            raise NeaptideError(f"a schedule {dict(trace)} does not apply to {func.attrs['global_symbol']}; forget it with cost prune")
-        parallel = int(target.attrs["num-cores"]) > 1
-        return _module(pointwise.scheduled(found, trace["rows"], trace["vectors"], _lanes(target), parallel=parallel))
+        return _module(cpu_schedules.scheduled(func, trace, target))
     schedule = tvm.s_tir.Schedule(_module(func))
     with _without_intrinsics():
         tvm.s_tir.schedule.Trace.apply_json_to_schedule(trace, schedule)
     return schedule.mod
-
-
-def _own(func: tirx.PrimFunc, target: tvm.target.Target) -> list[dict[str, int]]:
-    """Schedules of our own for `func`, as `Tuned.trace`."""
-    found = pointwise.product(func)
-    if found is None:
-        return []
-    lanes = _lanes(target)
-    registers = 32 if lanes == 16 or "aarch64" in str(target.attrs.get("mtriple", "")) else 16
-    return [{"rows": rows, "vectors": vectors} for rows, vectors in pointwise.tiles(found.rows, found.columns, lanes, registers)]
-
-
-def _lanes(target: tvm.target.Target) -> int:
-    return int(tvm.target.codegen.llvm_get_vector_width(target)) // 32
 
 
 def _meta_schedule(

@@ -1,0 +1,48 @@
+"""Schedules of our own for one operator on a CPU: which there are, and the operator under one of them.
+
+They are few, and each is built in a fraction of a second; a search space of random schedules has thousands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import tvm
+from tvm import tirx
+
+from ...compiler.errors import NeaptideError
+from . import pointwise, windows
+
+VERSION = 1  # of the code these schedules give; costs measured with another are not theirs
+
+
+def candidates(func: tirx.PrimFunc, target: tvm.target.Target) -> list[dict[str, Any]]:
+    """Schedules for `func` as JSON values, most promising first; none for an operator that is neither a product nor a convolution."""
+    lanes, registers = _vectors(target)
+    if (product := pointwise.product(func)) is not None:
+        sizes = pointwise.tile_sizes(product.rows, product.columns, lanes, registers)
+        return [{"kind": "product", "rows": rows, "vectors": vectors} for rows, vectors in sizes]
+    if (convolution := windows.convolution(func)) is not None:
+        found = windows.tile_sizes(convolution, lanes, registers)
+        return [{"kind": "window", "rows": rows, "vectors": vectors, "together": together} for rows, vectors, together in found]
+    return []
+
+
+def scheduled(func: tirx.PrimFunc, schedule: Mapping[str, Any], target: tvm.target.Target) -> tirx.PrimFunc:
+    """`func` under one of its `candidates`. Raises `NeaptideError` for another schedule."""
+    lanes, _ = _vectors(target)
+    parallel = int(target.attrs["num-cores"]) > 1
+    sizes = {name: value for name, value in schedule.items() if name != "kind"}
+    if schedule.get("kind") == "product" and (product := pointwise.product(func)) is not None:
+        return pointwise.scheduled(product, lanes=lanes, parallel=parallel, **sizes)
+    if schedule.get("kind") == "window" and (convolution := windows.convolution(func)) is not None:
+        return windows.scheduled(convolution, lanes=lanes, parallel=parallel, **sizes)
+    raise NeaptideError(f"schedule {dict(schedule)} does not fit operator {func.attrs['global_symbol']}; `neaptide cost prune` forgets it")
+
+
+def _vectors(target: tvm.target.Target) -> tuple[int, int]:
+    """Single-precision lanes of a vector, and how many vector registers there are."""
+    lanes = int(tvm.target.codegen.llvm_get_vector_width(target)) // 32
+    wide = lanes == 16 or "aarch64" in tvm.target.codegen.llvm_get_system_triple()
+    return lanes, 32 if wide else 16

@@ -1,0 +1,131 @@
+"""Loops over tiles of sums kept in vector registers: what schedules of our own for CPUs are built from.
+
+A tile is some rows by some vectors of columns. Columns that are no multiple of a vector, and rows that are no multiple of a tile, end in a
+vector or a tile that is moved back until it fits: a few sums are computed twice rather than any of them alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby, pairwise
+from typing import Any
+
+import tvm
+from tvm import tirx
+from tvm.tirx import stmt
+from tvm_ffi import structural_map
+
+LEAST_SUMS = 8  # independent sums that keep two multiply-add units of four cycles busy
+SERIAL, PARALLEL, VECTORIZED = stmt.ForKind.SERIAL, stmt.ForKind.PARALLEL, stmt.ForKind.VECTORIZED
+
+Term = tuple[Callable[[int], Any], Callable[[Any], Any]]  # what a row gives, what a column gives: their product is added
+
+
+def loop(extent: int, body: Callable[[Any], tirx.Stmt], kind: stmt.ForKind = SERIAL) -> tirx.Stmt:
+    """`body(i)` for i from 0 to `extent`; no loop for one."""
+    if extent == 1:
+        return body(integer(0))
+    var = tirx.Var("i", "int64")
+    return stmt.For(var, integer(0), integer(extent), kind, body(var))
+
+
+def sequence(parts: Sequence[tirx.Stmt]) -> tirx.Stmt:
+    """`parts` one after another; at least one."""
+    return parts[0] if len(parts) == 1 else stmt.SeqStmt(list(parts))
+
+
+def integer(value: int) -> Any:
+    """An index."""
+    return tirx.const(value, "int64")
+
+
+def over_tiles(extent: int, size: int, body: Callable[[Any], tirx.Stmt], kind: stmt.ForKind = SERIAL) -> tirx.Stmt:
+    """`body(first)` for tiles of `size` that cover `extent`, which is no smaller; the last is moved back until it fits."""
+    last = integer(extent - size)
+    return loop(-(-extent // size), lambda i: body(tirx.min(i * size, last) if extent % size else i * size), kind)
+
+
+def over_vectors(columns: int, vectors: int, lanes: int, body: Callable[[Any, Sequence[int]], tirx.Stmt]) -> tirx.Stmt:
+    """`body(first, offsets)` for groups of at most `vectors` vectors that cover `columns`, which are no fewer than `lanes`.
+
+    Groups are of nearly equal size; vector v of one begins at column `first` + `offsets[v]`.
+    """
+    starts = [min(i * lanes, columns - lanes) for i in range(-(-columns // lanes))]
+    count = -(-len(starts) // vectors)
+    size, larger = divmod(len(starts), count)
+    cuts = [i * size + min(i, larger) for i in range(count + 1)]
+    groups = [starts[a:b] for a, b in pairwise(cuts)]
+
+    def over_run(offsets: Sequence[int], firsts: Sequence[int]) -> tirx.Stmt:
+        steps = {after - before for before, after in pairwise(firsts)}
+        if len(steps) > 1:
+            return sequence([body(integer(first), offsets) for first in firsts])
+        return loop(len(firsts), lambda i: body(firsts[0] + i * max(steps, default=0), offsets))
+
+    alike = groupby(groups, key=lambda group: tuple(start - group[0] for start in group))
+    return sequence([over_run(offsets, [group[0] for group in run]) for offsets, run in alike])
+
+
+def register_tile(
+    rows: int, offsets: Sequence[int], lanes: int, depth: int, terms: Callable[[Any], Sequence[Term]],
+    finish: Callable[[int, Any, Any], tirx.Stmt],
+) -> tirx.Stmt:  # fmt: skip
+    """`rows` x `offsets` vectors of sums over `depth` steps of `terms(step)`, then `finish(row, column, sum)` for each; unrolled."""
+    sums = tirx.decl_buffer((rows * len(offsets) * lanes,), "float32", "sums", scope="local")
+
+    def each(body: Callable[[int, Any, list[Any]], tirx.Stmt]) -> list[tirx.Stmt]:
+        def vector(r: int, v: int) -> tirx.Stmt:
+            place = (r * len(offsets) + v) * lanes
+            return loop(lanes, lambda lane: body(r, offsets[v] + lane, [place + lane]), VECTORIZED)
+
+        return [vector(r, v) for r in range(rows) for v in range(len(offsets))]
+
+    def add(term: Term) -> list[tirx.Stmt]:
+        left, right = term
+        return each(lambda r, column, at: stmt.BufferStore(sums, tirx.BufferLoad(sums, at) + left(r) * right(column), at))
+
+    return sequence(
+        [
+            stmt.AllocBuffer(sums),
+            *each(lambda r, column, at: stmt.BufferStore(sums, tirx.const(0.0, "float32"), at)),
+            loop(depth, lambda step: sequence([update for term in terms(step) for update in add(term)])),
+            *each(lambda r, column, at: finish(r, column, tirx.BufferLoad(sums, at))),
+        ]
+    )
+
+
+def factors(body: Any) -> tuple[Any, Any] | None:
+    """The loads `a`, `b` of an update `sums[...] = sums[...] + a * b` of float32; None for another statement."""
+    total = body.value
+    if not isinstance(total, tirx.Add) or not isinstance(total.b, tirx.Mul) or not isinstance(total.a, tvm.ir.TensorLoad):
+        return None
+    pair = (total.b.a, total.b.b)
+    if not total.a.source.same_as(body.buffer) or not all(isinstance(load, tvm.ir.TensorLoad) for load in pair):
+        return None
+    return pair if all(str(buffer.dtype) == "float32" for buffer in (body.buffer, *(load.source for load in pair))) else None
+
+
+def substituted(expression: Any, values: Mapping[Any, Any], buffer: Any = None, load: Any = None) -> Any:
+    """`expression` with `values` for its variables and `load` for what it reads of `buffer`."""
+
+    def variable(var: Any) -> Any:
+        return next((value for known, value in values.items() if known.same_as(var)), var)
+
+    def read(found: Any) -> Any:
+        return load if buffer is not None and found.source.same_as(buffer) else found
+
+    return structural_map(expression, [(tvm.ir.TensorLoad, read), (tirx.Var, variable)])
+
+
+def storing(reduction: Any, epilogue: Any | None) -> Callable[[Sequence[Any], Any], tirx.Stmt]:
+    """The statement that finishes the element at given indices from its sum: that of `epilogue`, a block, where there is one."""
+
+    def store(indices: Sequence[Any], value: Any) -> tirx.Stmt:
+        sums = reduction.body.buffer
+        if epilogue is None:
+            return stmt.BufferStore(sums, value, list(indices))
+        values, body = dict(zip([iv.var for iv in epilogue.iter_vars], indices, strict=True)), epilogue.body
+        finished = substituted(body.value, values, sums, value)
+        return stmt.BufferStore(body.buffer, finished, [substituted(index, values) for index in body.indices])
+
+    return store
