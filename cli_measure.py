@@ -20,10 +20,14 @@ Target = Annotated[
 Compiler = Annotated[
     Literal["zig", "gcc"], typer.Option("--compiler", metavar="NAME", help="`zig` (default, from pip) or `gcc` (arm-none-eabi-gcc).")
 ]
+Codegen = Annotated[
+    Literal["c", "llvm"], typer.Option("--codegen", metavar="NAME", help="Operators as `c` (default) or as objects from TVM's own `llvm`.")
+]
 Emulator = Annotated[
     Literal["auto", "unicorn", "qemu"],
     typer.Option("--emulator", metavar="NAME", help="`unicorn` or `qemu`. Default: unicorn where it has the core."),
 ]
+InPlace = Annotated[bool, typer.Option("--inplace/--no-inplace", help="Results over operands that die there, where it saves arena.")]
 Keep = Annotated[str, typer.Option("--keep", metavar="FOLDER", help="Keep the generated sources and the ELF there.", show_default=False)]
 Threads = Annotated[int, typer.Option("--threads", min=1, metavar="N", help="Threads, on a CPU.")]
 Trials = Annotated[
@@ -45,7 +49,9 @@ def measure(
     target: Target,
     input: opt.Inputs = [],  # noqa: B006
     compiler: Compiler = "zig",
+    codegen: Codegen = "c",
     emulator: Emulator = "auto",
+    inplace: InPlace = True,
     keep: Keep = "",
     threads: Threads = 1,
     trials: Trials = 32,
@@ -72,8 +78,8 @@ def measure(
         stages("building the model")
         model, args, kwargs, name = _model(source, input)
         cost = run(
-            model, args, kwargs, target=spec, name=name, compiler=compiler, emulator=None if emulator == "auto" else emulator,
-            folder=keep or None, threads=threads, trials=trials, database=costs, predict=predict,
+            model, args, kwargs, target=spec, name=name, compiler=compiler, codegen=codegen,
+            emulator=None if emulator == "auto" else emulator, inplace=inplace, folder=keep or None, threads=threads, trials=trials, database=costs, predict=predict,
             predictor=predictor or None, progress=stages,
         )  # fmt: skip
     if html:

@@ -24,6 +24,10 @@ def measurement_view(cost: Cost, *, shown: int = SHOWN) -> RenderableType:
         facts.add_row("instructions", f"{cost.instructions or 0:,}{_doubt(cost)}")
     elif cost.latency is not None:
         facts.add_row("latency", ("at least " if cost.kind == "bound" else "") + _seconds(cost.latency) + _doubt(cost))
+    if cost.cycles is not None:
+        facts.add_row("cycles", f"about {cost.cycles:,}: an estimate from the target's table, not measured")
+    if cost.estimated_seconds is not None:
+        facts.add_row("time", f"about {_seconds(cost.estimated_seconds)} at the target's clock: an estimate from those cycles")
     for peer, latency in cost.peers.items():
         facts.add_row(f"in {peer}", f"{_seconds(latency)} ± {cost.peer_spreads.get(peer, 0.0):.0%}")
     if cost.arena is not None:

@@ -41,7 +41,8 @@ class Cost:
     `latency`: median seconds, `spread`: relative half range of its repetitions. `arena`: bytes of the static arena as seen on the
     device, `plan`: the same as planned; `stack`: high-water mark; `flash`: bytes of code and constants, `sections` its parts.
     `max_error`: largest relative error of the outputs against torch. `fits`: within the target's memories, None where nothing limits
-    them. `error`: expected relative error of a prediction. `cycles`: an estimate from a table, never measured. `reasons`: the verdict
+    them. `error`: expected relative error of a prediction. `cycles`: an estimate from a table, never measured;
+    `estimated_seconds`: those at the target's clock. `reasons`: the verdict
     in words, one sentence each. `peers`, `peer_spreads`: median seconds of other runtimes in the same run, and their relative half
     range. `versions`: every tool that took part.
     """
@@ -61,6 +62,7 @@ class Cost:
     fits: bool | None = None
     error: float | None = None
     cycles: int | None = None
+    estimated_seconds: float | None = None
     per_op: tuple[OpCost, ...] = ()
     peers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     peer_spreads: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))

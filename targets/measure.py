@@ -6,13 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..compiler.errors import NeaptideError
 from .cost import Cost
 from .database import CostDatabase
 from .remember import remember
 from .spec import Target, load_target
 
 if TYPE_CHECKING:
-    from .mcu.measure import Emulator
+    from .mcu.measure import Codegen, Emulator
     from .mcu.toolchain import Compiler
     from .predictors import OperatorPredictor
 
@@ -25,8 +26,10 @@ def measure(
     target: str | Target,
     name: str | None = None,
     compiler: Compiler = "zig",
+    codegen: Codegen = "c",
     emulator: Emulator | None = None,
     stack: int | None = None,
+    inplace: bool = True,
     folder: str | Path | None = None,
     threads: int = 1,
     trials: int | None = None,
@@ -41,7 +44,9 @@ def measure(
 
     `model`: a torch module with example `args` and `kwargs`, a `torch.export.ExportedProgram`, an `onnx.ModelProto`, or the path of
     an `.onnx` or `.pt2` file (those take random inputs where `args` are absent). `target`: a name that `neaptide targets` lists, the
-    path of a TOML file, or a `Target`; a microcontroller, a CUDA GPU or this machine's CPU. `stack`: bytes kept for it (None: 4,096).
+    path of a TOML file, or a `Target`; a microcontroller, a CUDA GPU or this machine's CPU. On a microcontroller,
+    `codegen`: operators as C, compiled by `compiler`, or as objects from TVM's own LLVM; `stack`: bytes kept for it (None: 4,096);
+    `inplace`: let a result lie over an operand that dies there, where that lowers the arena.
     `folder`: an existing folder that keeps the generated sources and the ELF. `database`: where a measurement is remembered, nowhere
     when None; bounds are not. On a CPU, `threads` of it; `trials`: schedules to time for each distinct operator (None: 32; 0: none,
     and what `database` does not know is untuned and has no time); torch and onnxruntime run beside it.
@@ -56,6 +61,9 @@ def measure(
     spec = load_target(target) if isinstance(target, str) else target
     if predict or predictor is not None:
         from .predict import predicted_cost
+
+        if codegen == "llvm":
+            raise NeaptideError("predictions are of operators in C; codegen='llvm' is measured only")
 
         (progress or (lambda _: None))(f"predicting for {spec.name}")
         return predicted_cost(
@@ -81,12 +89,11 @@ def measure(
 
     say = progress or (lambda _: None)
     say("importing and planning")
-    network = prepare(model, args, kwargs, name=name)
+    network = prepare(model, args, kwargs, name=name, inplace=inplace)
     say(f"building and running for {spec.name}")
     place = None if folder is None else Path(folder)
-    cost = measure_network(
-        network, target=spec, compiler=compiler, emulator=emulator, stack=STACK if stack is None else stack, folder=place
-    )
+    kept = STACK if stack is None else stack
+    cost = measure_network(network, target=spec, compiler=compiler, codegen=codegen, emulator=emulator, stack=kept, folder=place)
     if database is not None:
         remember(cost, database)
     return cost

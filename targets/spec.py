@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from ..compiler.errors import SourceError
+from .cycles import CycleTable, read_cycles
 from .spec_file import SpecFile, amount, integer, text, texts
 
 DEVICES = Path(__file__).parent / "devices"
@@ -67,7 +68,8 @@ class Roofline:
 @dataclass(frozen=True, slots=True)
 class Target:
     """One device. `sram`, `flash`: bytes that a program may use (a GPU: `sram` is its device memory), None where nothing limits it;
-    `clock_hz`: highest clock; `tvm`: TVM's target as a mapping; `source`: where the numbers come from; `path`: the file read.
+    `clock_hz`: highest clock; `cycles`: what its instructions are estimated to take; `tvm`: TVM's target as a mapping; `source`: where
+    the numbers come from; `path`: the file read.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Target:
     compilers: Compilers = field(default_factory=Compilers)
     emulator: Emulator | None = None
     roofline: Roofline | None = None
+    cycles: CycleTable | None = None
     path: str = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -103,6 +106,7 @@ class Target:
             "gcc": list(self.compilers.gcc),
             "zig": list(self.compilers.zig),
             "emulator": {name: getattr(emulator, name) for name in Emulator.__slots__} if emulator else None,
+            "cycles": {name: getattr(self.cycles, name) for name in CycleTable.__slots__} if self.cycles else None,
             "roofline": {name: getattr(roofline, name) for name in Roofline.__slots__} if roofline else None,
         }
 
@@ -149,7 +153,21 @@ def _built_in(name: str) -> Target:
 def _read(path: Path, *, below: tuple[Path, ...] = ()) -> Target:
     """The target in `path`. `below`: the files that extend it, to refuse a circle."""
     file = SpecFile(path)
-    allowed = {"extends", "name", "kind", "title", "core", "source", "clock", "memory", "tvm", "compilers", "emulator", "roofline"}
+    allowed = {
+        "extends",
+        "name",
+        "kind",
+        "title",
+        "core",
+        "source",
+        "clock",
+        "memory",
+        "tvm",
+        "compilers",
+        "emulator",
+        "roofline",
+        "cycles",
+    }
     root = file.table((), allowed)
     base = _base(file, root.take("extends", text, None), (*below, path.resolve()))
     kind = root.take("kind", text, base.kind if base else None, required=True)
@@ -169,6 +187,7 @@ def _read(path: Path, *, below: tuple[Path, ...] = ()) -> Target:
         compilers=_compilers(file, base.compilers if base else Compilers()),
         emulator=_emulator(file, base.emulator if base else None),
         roofline=_roofline(file, base.roofline if base else None),
+        cycles=read_cycles(file, base.cycles if base else None),
         path=str(path),
     )
     if kind == "mcu" and (target.sram is None or target.flash is None):

@@ -107,6 +107,13 @@ def integer(value: Any) -> int:
     return value
 
 
+def factor(value: Any) -> float:
+    """A number above zero."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < float("inf"):
+        raise ValueError("wanted a number above zero")
+    return float(value)
+
+
 def text(value: Any) -> str:
     """A string."""
     if not isinstance(value, str):

@@ -137,13 +137,15 @@ def _cost(network: Network, spec: Target, image: Image, run: Run, per_op: tuple[
     sections = image.flash
     used = plan.arena + stack + image.sections.get(".data", 0) + image.sections.get(".bss", 0)
     flash = sum(sections.values())
+    instructions = sum(op.instructions or 0 for op in per_op)
+    cycles = _cycles(spec, run, instructions, len(per_op))
     fits = f"fits: SRAM {used:,} of {spec.sram:,} B (stack {high_water:,} of {stack:,} B used), flash {flash:,} of {spec.flash:,} B"
     saved = network.found.saved
     return Cost(
         target=spec.name,
         kind="measured",
         name=network.name,
-        instructions=sum(op.instructions or 0 for op in per_op),
+        instructions=instructions,
         arena=image.arena if plan.arena else 0,
         plan=plan.arena,
         stack=high_water,
@@ -151,7 +153,16 @@ def _cost(network: Network, spec: Target, image: Image, run: Run, per_op: tuple[
         sections=MappingProxyType(sections),
         max_error=relative_error(outputs, network.expected),
         fits=True,
+        cycles=cycles,
+        estimated_seconds=cycles / spec.clock_hz if cycles and spec.clock_hz else None,
         per_op=per_op,
         versions=MappingProxyType({**network.versions, "compiler": image.compiler, "emulator": run.emulator}),
         reasons=(fits, *([f"results in place save {saved:,} B of arena"] if saved else [])),
     )
+
+
+def _cycles(spec: Target, run: Run, instructions: int, operators: int) -> int | None:
+    """The table's estimate for all operators: by class of instruction, or on average where it has only that."""
+    if run.cycles_at_mark:
+        return sum(operator_counts(run.cycles_at_mark, operators))
+    return round(instructions * spec.cycles.average) if spec.cycles and spec.cycles.average else None

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ...compiler.errors import MissingExtraError
+from ..cycles import CycleTable
 from ..spec import Emulator, Target
 from .firmware import FAULT, FIRMWARE, EmulationError
 from .toolchain import Image, host_library
@@ -25,27 +26,28 @@ MISSING = 0xFFFFFFFF
 
 @dataclass(frozen=True)
 class Run:
-    """What a run left: files written by the firmware, and the instructions executed up to each call of mark()."""
+    """What a run left: files written by the firmware, and the instructions executed up to each call of mark().
+
+    `cycles_at_mark`: an estimate from the target's table; empty where instructions cannot be told apart.
+    """
 
     files: Mapping[str, bytes]
     at_mark: tuple[int, ...]
     emulator: str
+    cycles_at_mark: tuple[int, ...] = ()
 
 
 class _Counter(ctypes.Structure):
-    """`struct counter` of count_blocks.c."""
+    """`struct counter` of count_blocks.c, `struct costs` at its end."""
 
     _fields_ = (
-        ("executed", ctypes.c_uint64),
-        ("mark_address", ctypes.c_uint64),
-        ("n_marks", ctypes.c_uint64),
-        ("capacity", ctypes.c_uint64),
+        *((name, ctypes.c_uint64) for name in ("executed", "cycles", "mark_address", "n_marks", "capacity")),
         ("at_mark", ctypes.c_void_p),
+        ("cycles_at_mark", ctypes.c_void_p),
         ("code", ctypes.c_char_p),
-        ("base", ctypes.c_uint64),
-        ("size", ctypes.c_uint64),
-        ("block_bytes", ctypes.c_void_p),
-        ("block_instructions", ctypes.c_void_p),
+        *((name, ctypes.c_uint64) for name in ("base", "size", "expected")),
+        ("blocks", ctypes.c_void_p),
+        ("costs", ctypes.c_uint32 * len(CycleTable("").classes())),
     )
 
 
@@ -71,11 +73,12 @@ def run_unicorn(image: Image, target: Target, files: Mapping[str, bytes], *, mar
         engine.mem_write(address, data)
 
     code, base = _text(image.path)
-    at_mark = np.zeros(marks, np.uint64)
-    blocks = np.zeros((2, len(code) // 2 + 1), np.uint16)
-    counter = _Counter(
-        0, image.symbols["mark"][0] & ~1, 0, marks, at_mark.ctypes.data, code, base, len(code), blocks[0].ctypes.data, blocks[1].ctypes.data
-    )
+    at_mark = np.zeros((2, marks), np.uint64)
+    blocks = np.zeros((len(code) // 2 + 1, 2), np.uint32)
+    counter = _Counter(mark_address=image.symbols["mark"][0] & ~1, capacity=marks, code=code, base=base, size=len(code))
+    counter.at_mark, counter.cycles_at_mark, counter.blocks = at_mark[0].ctypes.data, at_mark[1].ctypes.data, blocks.ctypes.data
+    table = target.cycles
+    counter.costs[:] = (table or CycleTable("")).classes()
     library = ctypes.CDLL(str(host_library(FIRMWARE / "count_blocks.c", cache)))
     hook = ctypes.c_size_t()
     callback = ctypes.cast(library.count_block, ctypes.c_void_p)
@@ -95,7 +98,9 @@ def run_unicorn(image: Image, target: Target, files: Mapping[str, bytes], *, mar
         raise EmulationError(f"{image.path.name} stopped at {pc:#x} in {_function(image, pc)}: {error}") from error
     if host.exit_code != 0 or FAULT in host.written:
         raise EmulationError(f"{image.path.name} ended with code {host.exit_code}")
-    return Run(host.written, tuple(at_mark[: counter.n_marks].tolist()), f"unicorn {unicorn.__version__}")
+    counts, cycles = (tuple(row[: counter.n_marks].tolist()) for row in at_mark)
+    scaled = tuple(round(n * table.scale) for n in cycles) if table and not table.average else ()
+    return Run(host.written, counts, f"unicorn {unicorn.__version__}", scaled)
 
 
 class _Host:
