@@ -79,8 +79,8 @@ def measure(
         model, args, kwargs, name = _model(source, input)
         cost = run(
             model, args, kwargs, target=spec, name=name, compiler=compiler, codegen=codegen,
-            emulator=None if emulator == "auto" else emulator, inplace=inplace, folder=keep or None, threads=threads, trials=trials, database=costs, predict=predict,
-            predictor=predictor or None, progress=stages,
+            emulator=None if emulator == "auto" else emulator, inplace=inplace, folder=keep or None,
+            threads=threads, trials=trials, database=costs, predict=predict, predictor=predictor or None, progress=stages,
         )  # fmt: skip
     if html:
         from .compiler.serialize import write_text

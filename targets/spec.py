@@ -153,21 +153,8 @@ def _built_in(name: str) -> Target:
 def _read(path: Path, *, below: tuple[Path, ...] = ()) -> Target:
     """The target in `path`. `below`: the files that extend it, to refuse a circle."""
     file = SpecFile(path)
-    allowed = {
-        "extends",
-        "name",
-        "kind",
-        "title",
-        "core",
-        "source",
-        "clock",
-        "memory",
-        "tvm",
-        "compilers",
-        "emulator",
-        "roofline",
-        "cycles",
-    }
+    tables = {"memory", "tvm", "compilers", "emulator", "roofline", "cycles"}
+    allowed = {"extends", "name", "kind", "title", "core", "source", "clock", *tables}
     root = file.table((), allowed)
     base = _base(file, root.take("extends", text, None), (*below, path.resolve()))
     kind = root.take("kind", text, base.kind if base else None, required=True)
