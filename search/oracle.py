@@ -21,6 +21,7 @@ from ..targets.spec import Target, load_target
 from .accountings import Accounting, Weights, load_accounting
 from .costs import Costs, CostsKind, check_metrics
 from .layouts import ALIGNMENT, composable_arena, plain_arena
+from .least import Factor, Least, covering_rows, least_of_sum, minimise
 from .segment_memory import SegmentMemory
 from .segments import Cutter, Segment, Solved, Work, planning_key, solve, work
 from .space import Architecture, Slot, Space
@@ -111,6 +112,7 @@ class Oracle:
         self._solved: dict[bytes, Solved] = {}
         self._arenas: dict[tuple[bytes, bool], tuple[int, int]] = {}
         self._keys: list[bytes] = []
+        self._least: dict[str, Least] = {}
         self._key_ids: dict[bytes, int] = {}
         self._memory = None if memory is False else SegmentMemory.of(space, self.accounting.name, self.weights, memory)
         self._recall()
@@ -170,6 +172,54 @@ class Oracle:
         for other in {arch.space for arch in listed} - {self.space.name}:
             raise SourceError(f"an architecture of {other} has no cost in {self.space.name}")
         return self.space.encode(listed)
+
+    # ---- the least that can be reached ------------------------------------------------------------------------------
+
+    def least(self, metric: str) -> Least:
+        """The least value of `metric` that an architecture of the space can have, and an architecture.
+
+        Exact where costs are composed; the result unpacks as (value, architecture), and its `kind` says "exact" or "bound". A bound
+        holds for every architecture; the one beside it is merely the best of those known. Solves each segment of the space once.
+        """
+        (metric,) = check_metrics([metric])
+        if metric not in self._least:
+            self._least[metric] = self._find_least(metric)
+        return self._least[metric]
+
+    def _find_least(self, metric: str) -> Least:
+        tables, n = self._tables, len(self.space.cardinalities)
+        genes = [tables.slots[k].genes for k in tables.dense]
+        raw, places = covering_rows(genes, self.space.cardinalities)
+        rows = self.space.canonical_rows(raw.astype(np.int16))
+        if len(rows):
+            self._fill(tables, self._pricing, rows)
+        index = tables.index(rows)
+        if metric == "arena":
+            self._place(tables, rows[(tables.table[index, SOLVED] >= 0).all(axis=1)], self.composed)
+
+        def factors(column: int) -> list[Factor]:
+            shapes = [tuple(self.space.cardinalities[g] for g in of) for of in genes]
+            found = (tables.table[index[place, k], column] for k, place in zip(tables.dense, places, strict=True))
+            return [Factor(of, values.reshape(shape)) for of, shape, values in zip(genes, shapes, found, strict=True)]
+
+        sums = {"params": PARAMS, "macs": MACS, "flops": MACS, "weight_bytes": WEIGHTS, "flash": WEIGHTS}
+        if metric in sums:
+            found = minimise(factors(sums[metric]), n, np.add)
+        elif metric in ("peak", "arena"):
+            value, bound = (PEAK, BOUND) if metric == "peak" else (ARENA, ARENA_BOUND)
+            if metric == "peak" and self._adds_weights:
+                found = least_of_sum(factors(BOUND), factors(WEIGHTS), n)
+            else:
+                lower, found = minimise(factors(bound), n, np.maximum), minimise(factors(value), n, np.maximum)
+                found = (lower[0], found[1]) if lower and found else None
+        else:
+            raise SourceError(f"the least {metric} is not known")
+        if found is None:
+            found = (0.0, np.zeros(n, np.int64))
+        factor = 2 if metric == "flops" else 1
+        (arch,) = self.space.decode(found[1][None])
+        reached = self.cost([arch], metrics=(metric,))[metric][0].item()
+        return Least(factor * found[0], arch, "exact" if reached == factor * found[0] else "bound")
 
     # ---- composition ------------------------------------------------------------------------------------------------
 
