@@ -26,6 +26,9 @@ SMALL: dict[str, dict] = {
     "proxyless_mbconv": {"resolution": 32, "classes": 10},
     "fbnetv2": {"resolutions": (32, 64), "classes": 10},
     "nasbench201": {"N": 1},
+    "darts": {"channels": 4, "layers": 4, "resolution": 16},
+    "memnet": {"width": 4, "max_blocks": 3, "resolution": 16},
+    "proxyless_tree": {"B": 1, "F": 64, "resolution": 16},
 }
 # What makes a space small enough to walk; `None`: it is already.
 TINY: dict[str, list[dict] | None] = {
@@ -293,7 +296,8 @@ def by_slot(space: Space, arch) -> list[list]:
 
 @QUICK
 @given(seed=SEEDS)
-def test_slots_hold_every_node_and_depend_on_their_genes_alone(space, seed):
+def test_slots_hold_every_node_and_depend_on_their_genes_alone(small, seed):
+    space = small
     slots = space.slots()
     if not slots:
         pytest.skip(f"the networks of {space.name} have no cuts")
@@ -309,7 +313,8 @@ def test_slots_hold_every_node_and_depend_on_their_genes_alone(space, seed):
 
 @QUICK
 @given(seed=SEEDS)
-def test_one_storage_alone_crosses_from_slot_to_slot(space, seed):
+def test_one_storage_alone_crosses_from_slot_to_slot(small, seed):
+    space = small
     slots = space.slots()
     if not slots:
         pytest.skip(f"the networks of {space.name} have no cuts")
