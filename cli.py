@@ -1,4 +1,4 @@
-"""The command line: `neaptide analyze | schedule | allocate | models | targets | cost`.
+"""The command line: `neaptide analyze | schedule | allocate | models | targets | measure | search | cost`.
 
 Exit codes: 0 done, 1 an error, 2 a wrong command line or unknown name, 3 over budget, 130 interrupted. Results go to standard
 output, everything else to standard error. A failure is one paragraph; `--debug` adds the traceback.
@@ -20,6 +20,7 @@ from .cli_analyze import analyze
 from .cli_cost import app as cost
 from .cli_measure import measure
 from .cli_plan import allocate, schedule
+from .cli_search import search
 from .cli_targets import targets
 from .compiler.errors import NeaptideError
 
@@ -37,6 +38,7 @@ app.command()(schedule)
 app.command()(allocate)
 app.command()(targets)
 app.command()(measure)
+app.command()(search)
 app.add_typer(cost, name="cost")
 
 

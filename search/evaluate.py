@@ -126,7 +126,7 @@ class Trained:
 
         with fresh(proposal, context) as (module, seed):
             settings = self._settings(proposal, context)
-            path = weights_path(context, proposal)
+            path = weights_path(context.folder, proposal)
             key = {"training": asdict(settings), "seed": seed}
             if path.is_file():  # trained before the search was killed, but not yet in its study
                 _, facts = load_weights(path)
@@ -146,7 +146,7 @@ class Trained:
         from .training import evaluate
         from .weights import load_weights
 
-        path = weights_path(context, Proposal(arch))
+        path = weights_path(context.folder, Proposal(arch))
         if context.data.test is None or not path.is_file():
             return None
         with fresh(Proposal(arch), context) as (module, _):
@@ -240,12 +240,12 @@ def resolution_of(context: Context, arch: Architecture) -> int | None:
     return None if side == context.data.shape[-1] else side
 
 
-def weights_path(context: Context, proposal: Proposal) -> Path:
-    """Where the weights of a proposal are kept."""
+def weights_path(folder: str | Path, proposal: Proposal) -> Path:
+    """Where the search in `folder` keeps the weights of a proposal."""
     name = proposal.arch.digest
     if proposal.settings:
         name += "-" + blake2b(json.dumps(dict(proposal.settings), sort_keys=True).encode(), digest_size=4).hexdigest()
-    return context.folder / "weights" / f"{name}.safetensors"
+    return Path(folder) / "weights" / f"{name}.safetensors"
 
 
 def _inherited(proposal: Proposal, context: Context) -> Path | None:
@@ -253,7 +253,7 @@ def _inherited(proposal: Proposal, context: Context) -> Path | None:
         return context.folder / proposal.settings["weights"]
     if proposal.parent is None:
         return None
-    path = weights_path(context, Proposal(proposal.parent))
+    path = weights_path(context.folder, Proposal(proposal.parent))
     return path if path.is_file() else None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,13 +13,14 @@ from .engine import Context, Proposal
 from .evaluate import weights_path
 from .network_source import network_source
 from .result import Candidate, SearchResult
+from .weights import load_weights, save_weights
 
 if TYPE_CHECKING:
     import torch
 
     from ..targets.database import CostDatabase
     from ..targets.spec import Target
-    from .space import Architecture
+    from .space import Architecture, Space
 
 
 def write_front(result: SearchResult, path: str | Path) -> None:
@@ -35,62 +36,49 @@ def write_front(result: SearchResult, path: str | Path) -> None:
             writer.writerow([c.index, *(c.values.get(m) for m in metrics), *(real if measured else []), c.origin, c.text])
 
 
-def write_network(context: Context, candidate: Candidate, folder: str | Path, *, name: str = "network") -> Iterable[Path]:
-    """Write `NAME.py`, which needs torch alone; `NAME.onnx`; and, where the search trained it, `NAME.safetensors`. The paths, as written.
+def write_network(result: SearchResult, candidate: Candidate, folder: str | Path, *, name: str = "network") -> Iterator[Path]:
+    """Write `NAME.py`, which needs torch alone; where the search trained it, `NAME.safetensors`; and `NAME.onnx`, its nodes in the
+    order that needs least memory. Yields each path once it is written.
 
     Raises `MissingExtraError` at the ONNX file without `neaptide[onnx]`.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    module, trained = network(context, candidate.arch)
-    source = folder / f"{name}.py"
-    weights = folder / f"{name}.safetensors"
-    shape = context.space.input_shape(candidate.arch)
-    source.write_text(
-        network_source(module, shape, title=f"{context.space.name}: {candidate.text}", weights=weights.name if trained else "")
-    )
+    module, trained = network(result.space, candidate.arch, result.folder)
+    source, weights, onnx = (folder / f"{name}.{suffix}" for suffix in ("py", "safetensors", "onnx"))
+    shape = result.space.input_shape(candidate.arch)
+    text = network_source(module, shape, title=f"{result.space.name}: {candidate.text}", weights=weights.name if trained else "")
+    source.write_text(text)
     yield source
     if trained:
-        from .weights import save_weights
-
-        save_weights(weights, module.state_dict(), {"space": context.space.describe(), "architecture": candidate.text})
+        save_weights(weights, module.state_dict(), {"space": result.space.describe(), "architecture": candidate.text})
         yield weights
-    onnx = folder / f"{name}.onnx"
-    write_onnx(module, shape, onnx)
+    onnx.write_bytes(_onnx(module, shape))
     yield onnx
 
 
-def network(context: Context, arch: Architecture) -> tuple[torch.nn.Module, bool]:
-    """The network in evaluation mode, and whether it has the weights that the search trained."""
+def network(space: Space, arch: Architecture, folder: str | Path) -> tuple[torch.nn.Module, bool]:
+    """The network in evaluation mode, and whether it has the weights that the search in `folder` trained; else they are drawn by seed 0."""
     import torch
 
-    from .weights import load_weights
-
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(context.seed)
-        module = context.space.module(arch).eval()
-    path = weights_path(context, Proposal(arch))
+        torch.manual_seed(0)
+        module = space.module(arch).eval()
+    path = weights_path(folder, Proposal(arch))
     trained = path.is_file()
     if trained:
         module.load_state_dict(load_weights(path)[0])
     return module, trained
 
 
-def write_onnx(module: torch.nn.Module, shape: tuple[int, ...], path: Path) -> None:
-    """Export for inputs of `shape`. Raises `MissingExtraError` without `neaptide[onnx]`."""
-    import contextlib
-    import io
-    import warnings
-
+def _onnx(module: torch.nn.Module, shape: tuple[int, ...]) -> bytes:
     import torch
 
-    try:
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise MissingExtraError("onnxscript", "onnx", f"writing {path}") from error
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        torch.onnx.export(module, (torch.zeros(shape),), str(path), dynamo=True, verbose=False, external_data=False)
+    from ..compiler.trace import trace
+    from ..passes.schedule import schedule
+
+    graph = trace(module, (torch.zeros(shape),))
+    return graph.to_onnx(schedule(graph).order).SerializeToString()
 
 
 def measure_candidate(candidate: Candidate, context: Context, target: Target | None, database: CostDatabase | None) -> Candidate:
@@ -101,7 +89,7 @@ def measure_candidate(candidate: Candidate, context: Context, target: Target | N
 
     if target is None:
         return replace(candidate, note="not measured: no --target to run it on")
-    module, _ = network(context, candidate.arch)
+    module, _ = network(context.space, candidate.arch, context.folder)
     example: Any = (torch.randn(context.space.input_shape(candidate.arch), generator=torch.Generator().manual_seed(0)),)
     try:
         return replace(candidate, measured=measure(module, example, target=target, name=candidate.arch.digest, database=database))

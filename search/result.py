@@ -47,7 +47,8 @@ class SearchResult:
 
     `front`: feasible candidates that no other one beats in every objective, best first. `trials`: all, in the order they were asked
     for. `test_accuracy`: of `best`, in percent, on what no search has seen; None where there is nothing of the kind. `kinds`: how the
-    oracle knows each metric ("exact", "predicted", "measured" or "bound"). `study`, `study_name`: where Optuna finds it.
+    oracle knows each metric ("exact", "predicted", "measured" or "bound"). `study`, `study_name`: where Optuna finds it. `taken_over`:
+    trials that a study taken up had already; `seconds`: what this run took.
     """
 
     space: Space
@@ -62,6 +63,7 @@ class SearchResult:
     trials: tuple[Candidate, ...]
     test_accuracy: float | None
     kinds: Mapping[str, str]
+    taken_over: int
     study: str
     study_name: str
     folder: str
@@ -82,7 +84,8 @@ class SearchResult:
             "target": self.target or None,
             "study": self.study,
             "study_name": self.study_name,
-            "evaluated": len(self.trials),
+            "trials": len(self.trials),
+            "taken_over": self.taken_over,
             "seconds": round(self.seconds, 3),
             "kinds": dict(self.kinds),
             "versions": dict(self.versions),
@@ -90,7 +93,7 @@ class SearchResult:
             "best": self.best.to_dict() if self.best else None,
             "front": [c.to_dict() for c in self.front],
         }
-        return {**document, "trials": [c.to_dict() for c in self.trials]} if trials else document
+        return {**document, "all": [c.to_dict() for c in self.trials]} if trials else document
 
 
 def front_of(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:

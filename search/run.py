@@ -43,7 +43,7 @@ def search(
     target: str | Target | None = None,
     data: Any = None,
     preset: str | None = None,
-    budget: str | int | Budget | None = None,
+    budget: str | int | None = None,
     seed: int | None = None,
     options: Mapping[str, Any] | None = None,
     space_options: Mapping[str, Any] | None = None,
@@ -57,7 +57,7 @@ def search(
     storage: str | None = None,
     study: str | None = None,
     resume: bool = False,
-    measure: int = 0,
+    measure: int | None = None,
     database: CostDatabase | None = None,
     progress: Progress | None = None,
 ) -> SearchResult:
@@ -73,12 +73,12 @@ def search(
     `folder`: for the study, trained weights and what comes out (None: `neaptide-search`); `storage`: an Optuna storage URL (None:
     `study.sqlite` in the folder); `study`: its name there. `resume`: continue it; what is not given is as it was. `workers`: how many
     evaluations at once (None: as many as there are cores, for evaluations that take long); `farm`: "processes" or "ray". None of
-    these changes what is found. `measure`: run so many of the front, best first, on the target; `database` remembers what they cost.
+    these changes what is found. `measure`: run so many of the front, best first, on the target (None: one, where there is a target);
+    `database` remembers what they cost.
     `progress(stage, done, total)`: `total` 0 when it is not known.
 
     Raises `BudgetError` before anything is evaluated when no architecture keeps a limit, `SourceError` for names and options.
     """
-    limit = parse_budget(budget)
     folder = Path(folder or "neaptide-search")
     url = storage or f"sqlite:///{folder.absolute() / 'study.sqlite'}"
     name = study or "search"
@@ -89,6 +89,7 @@ def search(
         "constraints": None if constraints is None else list(constraints),
         "preset": preset,
         "seed": seed,
+        "budget": None if budget is None else str(budget),
         "accounting": accounting,
         "weights": weights,
     }
@@ -100,10 +101,10 @@ def search(
         setup = Setup.of(description, space=space, target=target, data=data, folder=folder, database=database)
         opened = Study.open(url, name, setup.space, setup.objectives, {**description, "versions": tool_versions()}, resume=resume)
         try:
-            loop = _Search(setup, opened, limit, progress or (lambda *_: None))
+            loop = _Search(setup, opened, progress or (lambda *_: None))
             with open_farm(farm, workers, setup.evaluator, setup.context) as workplace:
                 loop.run(workplace)
-            return loop.result(name, measure, database)
+            return loop.result(name, int(setup.target is not None) if measure is None else measure, database)
         finally:
             opened.abandon()
             opened.close()
@@ -112,12 +113,14 @@ def search(
 class _Search:
     """One run of the loop. `_index`: proposals asked for and dealt with so far."""
 
-    def __init__(self, setup: Setup, study: Study, budget: Budget, progress: Progress):
+    def __init__(self, setup: Setup, study: Study, progress: Progress):
         self._setup, self._study, self._progress = setup, study, progress
         self._metrics = tuple(dict.fromkeys([*ALWAYS, *setup.context.constraints.metrics, *_priced_objectives(setup.objectives)]))
         self._begin = time.perf_counter()
+        budget = parse_budget(setup.description["budget"])
         self._trials = budget.trials
         self._seconds, self._end = budget.seconds, None
+        self._taken_over = len(study.finished)
         self._earlier = sum(t.seconds for t in study.finished.values())
         if budget == Budget() and getattr(setup.engine, "endless", False):
             self._trials = setup.evaluator.trials[setup.context.preset]
@@ -170,6 +173,7 @@ class _Search:
             trials=tuple(self._candidates),
             test_accuracy=accuracy,
             kinds=MappingProxyType(dict(kinds)),
+            taken_over=self._taken_over,
             study=self._study.url,
             study_name=name,
             folder=str(context.folder),
@@ -236,7 +240,8 @@ class _Search:
         return Outcome(proposal, merged, not violation, violation)
 
     def _candidate(self, trial: Trial, proposal: Proposal) -> Candidate:
-        return Candidate(trial.index, proposal.arch, trial.architecture, trial.origin, trial.values, trial.feasible)
+        text = self._setup.space.text(proposal.arch)
+        return Candidate(trial.index, proposal.arch, text, trial.origin, trial.values, trial.feasible)
 
     def _tested(self, best: Candidate) -> float | None:
         test = getattr(self._setup.evaluator, "test", None)

@@ -30,7 +30,7 @@ PACKAGES = ("neaptide", "torch", "numpy", "optuna")
 DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "space_options": {}, "objectives": ["accuracy"], "constraints": [], "target": None, "data": None, "data_options": {},
-        "preset": "small", "seed": 0, "options": {}, "training": {}, "accounting": "lifetime", "weights": None,
+        "preset": "small", "seed": 0, "budget": "", "options": {}, "training": {}, "accounting": "lifetime", "weights": None,
     }
 )  # fmt: skip
 VALIDATION_IMAGES: Mapping[str, int] = MappingProxyType({"smoke": 1_000, "small": 2_500})
@@ -45,13 +45,11 @@ class Budget:
     seconds: float | None = None
 
 
-def parse_budget(text: str | int | Budget | None) -> Budget:
-    """`200` proposals, or `90s`, `20m`, `1h30m`. Raises `SourceError` quoting it."""
-    if isinstance(text, Budget):
-        return text
-    if text is None or text == "":
+def parse_budget(text: str) -> Budget:
+    """`200` proposals, or `90s`, `20m`, `1h30m`; "" for no budget. Raises `SourceError` quoting it."""
+    if text == "":
         return Budget()
-    if isinstance(text, int) or text.isdigit():
+    if text.isdigit():
         if int(text) > 0:
             return Budget(trials=int(text))
     elif (match := _SPAN.fullmatch(text.replace(" ", ""))) and any(match.groups()):
@@ -73,6 +71,7 @@ def describe(given: Mapping[str, Any], stored: Mapping[str, Any] | None, study: 
             raise SourceError(f"there is no {study} to continue, so say which: --space and --engine")
     if description["preset"] not in PRESETS:
         raise SourceError(f"there is no preset {description['preset']!r}; there are {', '.join(PRESETS)}")
+    parse_budget(description["budget"])
     return json.loads(json.dumps(description))
 
 

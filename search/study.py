@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,15 +20,17 @@ from typing import TYPE_CHECKING, Any
 
 from ..compiler.errors import FormatError, MissingExtraError, NeaptideError, SourceError
 from .engine import Objective, Outcome, Proposal
+from .space import Architecture
 
 if TYPE_CHECKING:
     from .space import Space
 
 KEY, RESULT = "neaptide", "neaptide_result"  # attributes of the study: what search it is of, and how it ended
 CONSTRAINTS = "constraints"  # where Optuna and its dashboard look for a trial's feasibility
+MAY_DIFFER = ("budget", "versions")  # a study can be continued for longer, and with other versions as long as they ask the same
 WAIT_S = 60.0
 # Attributes of a trial that are no metric of it.
-FACTS = ("index", "digest", "architecture", "parent", "origin", "settings", "feasible", "violation", "seconds", "stale")
+FACTS = ("index", "architecture", "parent", "origin", "settings", "violation", "seconds", "stale")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,13 +38,16 @@ class Trial:
     """A finished proposal. `values`: every number known of it by metric; `seconds`: what its evaluation took."""
 
     index: int
-    digest: str
-    architecture: str
+    arch: Architecture
     origin: str
     values: Mapping[str, float]
-    feasible: bool
     violation: float
     seconds: float
+
+    @property
+    def feasible(self) -> bool:
+        """Whether it keeps every limit."""
+        return not self.violation
 
     def outcome(self, proposal: Proposal) -> Outcome:
         """What the engine is told of it."""
@@ -83,6 +89,8 @@ class Study:
                 raise SourceError(f"study {name!r} is at {url} already: --resume continues it, another --study or --out begins a new one")
             elif differing := differences(found, description):
                 raise SourceError(f"study {name!r} at {url} is of another search: {'; '.join(differing)}")
+            elif found != description:
+                study.set_user_attr(KEY, dict(description))
             made = cls(storage, storage.get_study_id_from_name(name), url, space, objectives)
             made._take_up()
         return made
@@ -96,7 +104,7 @@ class Study:
     def finish(self, index: int, outcome: Outcome, seconds: float) -> Trial:
         """Write what came of the proposal that was started as `index`, or all of it at once when it was not."""
         state, told = self._state(outcome)
-        facts = {**outcome.values, "feasible": outcome.feasible, "violation": outcome.violation, "seconds": seconds}
+        facts = {**outcome.values, "violation": outcome.violation, "seconds": seconds}
         with _storage_errors(self.url):
             if index in self._running:
                 trial = self._running.pop(index)
@@ -108,19 +116,16 @@ class Study:
                 self._storage.set_trial_state_values(trial, state, told)
             else:
                 self._storage.create_new_trial(self._id, template_trial=self._trial(index, outcome.proposal, facts, state, told))
-        arch = outcome.proposal.arch
-        self.finished[index] = Trial(
-            index, arch.digest, self._space.text(arch), outcome.proposal.origin, MappingProxyType(dict(outcome.values)),
-            outcome.feasible, outcome.violation, seconds,
-        )  # fmt: skip
+        proposal, values = outcome.proposal, MappingProxyType(dict(outcome.values))
+        self.finished[index] = Trial(index, proposal.arch, proposal.origin, values, outcome.violation, seconds)
         return self.finished[index]
 
     def replayed(self, index: int, proposal: Proposal) -> Trial | None:
         """The finished trial of this index, or None. Raises `NeaptideError` when the study holds another architecture there."""
         trial = self.finished.get(index)
-        if trial is not None and trial.digest != proposal.arch.digest:
+        if trial is not None and trial.arch != proposal.arch:
             raise NeaptideError(
-                f"trial {index} of the study at {self.url} is {trial.architecture}, but the engine now asks for "
+                f"trial {index} of the study at {self.url} is {self._space.text(trial.arch)}, but the engine now asks for "
                 f"{self._space.text(proposal.arch)}: the study was made with other versions; begin a new one"
             )
         return trial
@@ -148,11 +153,10 @@ class Study:
     def _trial(self, index: int, proposal: Proposal, values: Mapping[str, Any], state: Any, told: list[float] | None = None) -> Any:
         """A trial in Optuna's form."""
         optuna = _optuna()
-        names = [f"g{i:02}" for i in range(len(proposal.arch.genes))]
+        names = [f"g{i:03}" for i in range(len(proposal.arch.genes))]
         choices = [optuna.distributions.IntDistribution(0, int(c) - 1) for c in self._space.cardinalities]
         facts: dict[str, Any] = {
             "index": index,
-            "digest": proposal.arch.digest,
             "architecture": self._space.text(proposal.arch),
             "origin": proposal.origin,
         }
@@ -192,10 +196,9 @@ class Study:
                 if "index" not in facts:
                     raise FormatError(f"trial {trial.number} at {self.url} was not written by Neaptide; keep other trials out of the study")
                 values = MappingProxyType({k: v for k, v in facts.items() if k not in FACTS})
-                self.finished[facts["index"]] = Trial(
-                    facts["index"], facts["digest"], facts["architecture"], facts["origin"], values, facts["feasible"],
-                    facts["violation"], facts["seconds"],
-                )  # fmt: skip
+                arch = Architecture(self._space.name, tuple(trial.params[name] for name in sorted(trial.params)))
+                index = facts["index"]
+                self.finished[index] = Trial(index, arch, facts["origin"], values, facts["violation"], facts["seconds"])
 
 
 def stored_description(url: str, name: str) -> dict[str, Any] | None:
@@ -211,8 +214,8 @@ def stored_description(url: str, name: str) -> dict[str, Any] | None:
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """What differs between two descriptions, in words; versions may."""
-    keys = [k for k in {**found, **wanted} if k != "versions"]
+    """What differs between two descriptions, in words; what may is left out."""
+    keys = [k for k in {**found, **wanted} if k not in MAY_DIFFER]
     return [f"its {k} is {found.get(k)!r}, not {wanted.get(k)!r}" for k in keys if found.get(k) != wanted.get(k)]
 
 
@@ -275,7 +278,9 @@ def _quiet() -> Iterator[None]:
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            yield
     finally:
         optuna.logging.set_verbosity(level)
 

@@ -109,13 +109,14 @@ def _optuna() -> Any:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without Optuna's news of studies and trials, and its warnings that constraints are an experimental feature."""
+    """Without Optuna's news of studies and trials, and its warnings of how constraints are given."""
     optuna = _optuna()
     level = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            for kind in (optuna.exceptions.ExperimentalWarning, FutureWarning):  # constraints_func: new in Optuna 4, deprecated in 5
+                warnings.simplefilter("ignore", kind)
             yield
     finally:
         optuna.logging.set_verbosity(level)
