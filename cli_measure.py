@@ -31,7 +31,7 @@ InPlace = Annotated[bool, typer.Option("--inplace/--no-inplace", help="Results o
 Keep = Annotated[str, typer.Option("--keep", metavar="FOLDER", help="Keep the generated sources and the ELF there.", show_default=False)]
 Threads = Annotated[int, typer.Option("--threads", min=1, metavar="N", help="Threads, on a CPU.")]
 Trials = Annotated[
-    int, typer.Option("--trials", min=0, metavar="N", help="Schedules to time per distinct operator, on a CPU; 0: what is known only.")
+    int, typer.Option("--trials", min=0, metavar="N", help="Schedules to time per distinct operator, on a CPU or GPU; 0: none.")
 ]
 Predict = Annotated[
     bool, typer.Option("--predict", help="Build and run nothing: predict from the operators that were measured, with an error bar.")
@@ -63,7 +63,8 @@ def measure(
 ) -> int:
     """Run a model on a microcontroller's emulator: instructions by operator, arena, stack, flash, and the error of its outputs.
 
-    On a GPU target: times where such a GPU is, else a lower bound and what each kernel takes.
+    On this machine's CPU: the latency of tuned operators, beside torch and onnxruntime. On a GPU target: the same where such a GPU is,
+    else a lower bound and what each kernel takes. With `--predict`, nothing is built or run.
     """
     from .report.measurement import measurement_view
     from .targets.database import CostDatabase

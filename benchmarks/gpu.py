@@ -3,15 +3,14 @@
 python -m benchmarks.gpu
 python -m benchmarks.gpu --quick --targets sm_90
 
-With a GPU of a target's architecture, and torch built for CUDA: Neaptide's latency through TVM with default schedules, torch eager's
-beside it (TF32 off), and the bytes that torch eager allocates at most, `torch.cuda.max_memory_allocated`. Without one those columns say
-`unverified`.
+With a GPU of a target's architecture, and torch built for CUDA: every distinct operator is tuned there (`--trials`), then Neaptide's
+arena runs in turns with torch eager (TF32 off), and the bytes that each allocates at most are `torch.cuda.max_memory_allocated`. Without
+one those columns say `unverified`. With --database the schedules are kept, and a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
 import sys
 import tempfile
 import time
@@ -23,6 +22,7 @@ import torch
 
 from benchmarks.figures import Figure, finish
 from benchmarks.mcu_models import NETWORKS, network
+from neaptide.targets.database import CostDatabase
 from neaptide.targets.nvcc import kernel_facts, nvcc_version
 from neaptide.targets.spec import load_target
 
@@ -36,11 +36,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--targets", nargs="+", default=["sm_80", "sm_90"])
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--quick", action="store_true", help="three networks")
+    parser.add_argument("--trials", type=int, default=64, help="schedules to time per distinct operator, on a GPU")
+    parser.add_argument("--database", metavar="FILE")
     parser.add_argument("--json", metavar="PATH")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     names = QUICK if options.quick else options.networks
-    cases = [(_case(name, target), name, target) for target in options.targets for name in names]
+    with tempfile.TemporaryDirectory() as scratch, CostDatabase(options.database or Path(scratch) / "costs.sqlite") as database:
+        cases = [(_case(name, target, options.trials, database), name, target) for target in options.targets for name in names]
     measured = [case for case, _, _ in cases if case["kind"] == "measured"]
     spilled = sum(case["spilled"] or 0 for case, _, _ in cases)
     compiled = [case for case, _, _ in cases if case["registers"] is not None]
@@ -67,6 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "bound µs",
         "measured µs",
         "torch eager µs",
+        "peak B",
         "torch peak B",
         "plan B",
         "registers",
@@ -76,9 +80,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return finish("gpu", figures, columns, [_row(*case) for case in cases], notes=notes, json_path=options.json)
 
 
-def _case(name: str, target_name: str) -> dict[str, Any]:
+def _case(name: str, target_name: str, trials: int, database: CostDatabase) -> dict[str, Any]:
     """Bound and facts of one network on one target, and what was measured where that is possible."""
-    from neaptide.targets.tvm.cuda import bound_cost, compile_network, gpu_name, measure_cuda
+    from neaptide.targets.tvm.cuda import bound_cost, compile_network, measure_cuda
+    from neaptide.targets.tvm.cuda_run import gpu_name
 
     model, x = network(name)
     target = load_target(target_name)
@@ -104,34 +109,9 @@ def _case(name: str, target_name: str) -> dict[str, Any]:
     }
     if gpu_name(target) is None:
         return case
-    with tempfile.TemporaryDirectory() as folder:
-        cost = measure_cuda(model, (x,), target=target, name=name, folder=Path(folder))
-    eager, peak = _torch_eager(model, x)
-    return case | {"kind": "measured", "latency": cost.latency, "error": cost.max_error, "eager": eager, "peak": peak}
-
-
-def _torch_eager(model: torch.nn.Module, x: torch.Tensor, *, repeats: int = 50) -> tuple[float, int]:
-    """Median seconds of one inference in torch eager on the GPU, from an idle device to an idle device, and the bytes that it allocates
-    at most, weights and input not among them.
-    """
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    model, x = model.cuda(), x.cuda()
-    with torch.no_grad():
-        for _ in range(5):
-            model(x)
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        model(x)
-        torch.cuda.synchronize()
-        peak = torch.cuda.max_memory_allocated() - before
-        seconds = []
-        for _ in range(repeats):
-            start = time.perf_counter()
-            model(x)
-            torch.cuda.synchronize()
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds), peak
+    cost = measure_cuda(model, (x,), target=target, name=name, trials=trials, database=database)
+    measured = {"kind": "measured", "latency": cost.latency, "spread": cost.spread, "error": cost.max_error, "own_peak": cost.peak}
+    return case | measured | {"eager": cost.peers["torch"], "peak": cost.peer_peaks["torch"]}
 
 
 def _row(case: dict[str, Any], name: str, target: str) -> tuple[object, ...]:
@@ -140,8 +120,9 @@ def _row(case: dict[str, Any], name: str, target: str) -> tuple[object, ...]:
         name,
         target,
         f"{case['bound'] * 1e6:.3f}",
-        f"{case['latency'] * 1e6:,.1f}" if measured else UNVERIFIED,
+        f"{case['latency'] * 1e6:,.1f} ± {case['spread']:.0%}" if measured else UNVERIFIED,
         f"{case['eager'] * 1e6:,.1f}" if measured else UNVERIFIED,
+        f"{case['own_peak']:,}" if measured else UNVERIFIED,
         f"{case['peak']:,}" if measured else UNVERIFIED,
         f"{case['plan']:,}",
         "not known" if case["registers"] is None else case["registers"],

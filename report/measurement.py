@@ -34,6 +34,9 @@ def measurement_view(cost: Cost, *, shown: int = SHOWN) -> RenderableType:
         facts.add_row("arena", f"{cost.arena:,} B, as planned" if cost.arena == cost.plan else f"{cost.arena:,} B")
     elif cost.plan is not None:
         facts.add_row("arena", f"{cost.plan:,} B in the plan")
+    if cost.peak is not None:
+        beside = "".join(f"; {peer} {nbytes:,} B" for peer, nbytes in cost.peer_peaks.items())
+        facts.add_row("peak", f"{cost.peak:,} B by the device's allocator{beside}")
     if cost.stack is not None:
         facts.add_row("stack", f"{cost.stack:,} B at most")
     if cost.flash is not None:

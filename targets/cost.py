@@ -43,8 +43,9 @@ class Cost:
     `max_error`: largest relative error of the outputs against torch. `fits`: within the target's memories, None where nothing limits
     them. `error`: expected relative error of a prediction. `cycles`: an estimate from a table, never measured;
     `estimated_seconds`: those at the target's clock. `reasons`: the verdict
-    in words, one sentence each. `peers`, `peer_spreads`: median seconds of other runtimes in the same run, and their relative half
-    range. `versions`: every tool that took part.
+    in words, one sentence each. `peak`: bytes that the device's allocator handed out at most, weights and inputs aside. `peers`,
+    `peer_spreads`, `peer_peaks`: median seconds of other runtimes in the same run, their relative half range, and their peaks.
+    `versions`: every tool that took part.
     """
 
     target: str
@@ -55,6 +56,7 @@ class Cost:
     spread: float | None = None
     arena: int | None = None
     plan: int | None = None
+    peak: int | None = None
     stack: int | None = None
     flash: int | None = None
     sections: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
@@ -66,6 +68,7 @@ class Cost:
     per_op: tuple[OpCost, ...] = ()
     peers: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     peer_spreads: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    peer_peaks: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     reasons: tuple[str, ...] = ()
 
@@ -95,6 +98,7 @@ class Cost:
             "sections": dict(self.sections),
             "peers": dict(self.peers),
             "peer_spreads": dict(self.peer_spreads),
+            "peer_peaks": dict(self.peer_peaks),
             "versions": dict(self.versions),
             "reasons": list(self.reasons),
             "per_op": [op.to_dict() for op in self.per_op],
@@ -111,7 +115,7 @@ class Cost:
         values = {name: value for name, value in document.items() if name in known}
         values["per_op"] = tuple(OpCost(**op) for op in _list(document.get("per_op", ())))
         values["reasons"] = tuple(_list(document.get("reasons", ())))
-        for name in ("sections", "peers", "peer_spreads", "versions"):
+        for name in ("sections", "peers", "peer_spreads", "peer_peaks", "versions"):
             values[name] = MappingProxyType(dict(document.get(name, {})))
         return cls(**values)
 

@@ -48,8 +48,9 @@ def measure(
     `codegen`: operators as C, compiled by `compiler`, or as objects from TVM's own LLVM; `stack`: bytes kept for it (None: 4,096);
     `inplace`: let a result lie over an operand that dies there, where that lowers the arena.
     `folder`: an existing folder that keeps the generated sources and the ELF. `database`: where a measurement is remembered, nowhere
-    when None; bounds are not. On a CPU, `threads` of it; `trials`: schedules to time for each distinct operator (None: 32; 0: none,
-    and what `database` does not know is untuned and has no time); torch and onnxruntime run beside it.
+    when None; bounds are not. On a CPU, `threads` of it. On a CPU or GPU, `trials`: schedules to time for each distinct operator
+    (None: 32; 0: none, and what `database` does not know is untuned: on a CPU it has no time, on a GPU that of a default schedule);
+    torch, and on a CPU onnxruntime, run beside it.
 
     `predict`: build and run nothing, but add up what `database` (None: the user's own) knows of the model's operators, and models of
     those it does not know: the cost is of kind "predicted", with its expected relative `error`. `predictor`: what `neaptide cost fit`
@@ -71,13 +72,11 @@ def measure(
             predictor=predictor,
         )  # fmt: skip
     if spec.kind == "gpu":
-        from .tvm.cuda import measure_cuda
+        from .tvm.cuda import TRIALS, measure_cuda
 
-        (progress or (lambda _: None))(f"compiling for {spec.name}")
-        cost = measure_cuda(model, args, kwargs, target=spec, name=name, folder=None if folder is None else Path(folder))
-        if database is not None and cost.kind == "measured":
-            remember(cost, database)
-        return cost
+        count = TRIALS if trials is None else trials
+        place = None if folder is None else Path(folder)
+        return measure_cuda(model, args, kwargs, target=spec, name=name, folder=place, trials=count, database=database, progress=progress)
     if spec.kind == "cpu":
         from .tvm.cpu import TRIALS, measure_cpu
 

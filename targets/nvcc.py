@@ -5,19 +5,23 @@ No GPU is needed. Where nvcc is not installed, registers and spills are not know
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
+from importlib.util import find_spec
 from math import prod
 from pathlib import Path
 from typing import Any
 
 from ..compiler.errors import NeaptideError
 
+MODE = "TVM_CUDA_COMPILE_MODE"
 _KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\((\d+)(?:, *\d+)?\) )?(\w+)\([^)]*\) \{')
 _SHARED = re.compile(r"__shared__ (?:alignas\(\d+\) )?(\w+) \w+((?:\[\d+\])+);")
 _ENTRY = re.compile(r"Compiling entry function '(\w+)'")
@@ -102,3 +106,28 @@ def nvcc_version() -> str | None:
     done = subprocess.run(["nvcc", "--version"], capture_output=True, text=True)
     found = re.search(r"V(\d[\d.]*)", done.stdout)
     return found[1] if found and not done.returncode else None
+
+
+@contextmanager
+def cuda_compiler() -> Iterator[str]:
+    """Inside: TVM compiles CUDA for a GPU that is present with the compiler that this machine has; gives its name.
+
+    `$TVM_CUDA_COMPILE_MODE` decides where it is set. TVM's own default, NVRTC, needs the package cuda-bindings; without it nvcc is taken.
+    Raises `CudaError` where there is neither.
+    """
+    chosen = os.environ.get(MODE)
+    if chosen is not None:
+        yield chosen
+        return
+    mode = "nvrtc" if _has_nvrtc() else "nvcc" if nvcc_version() else None
+    if mode is None:
+        raise CudaError("running CUDA needs a compiler: pip install cuda-bindings, or NVIDIA's toolkit with nvcc on the path")
+    os.environ[MODE] = mode
+    try:
+        yield mode
+    finally:
+        del os.environ[MODE]
+
+
+def _has_nvrtc() -> bool:
+    return find_spec("cuda") is not None and find_spec("cuda.bindings") is not None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import shutil
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from torch import nn
 
 from neaptide.compiler.errors import SourceError
 from neaptide.compiler.graph import GraphBuilder
+from neaptide.targets.database import CostDatabase
 from neaptide.targets.nvcc import assembler_facts, kernel_facts, source_facts
 from neaptide.targets.roofline import roofline
 from neaptide.targets.spec import load_target
@@ -142,22 +145,151 @@ def test_arithmetic_is_that_of_the_convolution():
         compile_network(model, (x,), target=load_target("cpu"))
 
 
-@needs_tvm
-def test_the_measuring_run_computes_what_torch_does():
-    """The same run as on a GPU, with unscheduled operators on the CPU."""
-    from neaptide.targets.mcu.network import relative_error
-    from neaptide.targets.tvm.cuda import compile_network, run_in_arena
-    from neaptide.targets.tvm.fused_graph import fused_program
-    from neaptide.targets.tvm.importer import to_relax
+def small() -> tuple[Any, Any, dict[str, Any]]:
+    """A network compiled for sm_90, its example input, and its operators unscheduled, which TVM compiles for the CPU."""
+    from neaptide.targets.tvm.cuda import compile_network
 
     model, x = network()
-    compiled = compile_network(model, (x,), target=load_target("sm_90"))
-    plain: dict[str, Any] = {op: func.with_attr("global_symbol", op) for op, func in fused_program(to_relax(model, (x,))).kernels.items()}
-    times = run_in_arena(compiled, [x.numpy()], device="cpu", functions=plain, target={"kind": "llvm"}, repeats=3)
+    compiled = compile_network(model, (x,), target=load_target("sm_90"), name="small")
+    return compiled, (model, x), dict(compiled.kernels)
+
+
+@needs_tvm
+def test_the_measuring_run_computes_what_torch_does():
+    """The same run and the same cost as on a GPU, with unscheduled operators on the CPU."""
+    import tvm
+
+    from neaptide.report.console import output
+    from neaptide.report.measurement import measurement_view
+    from neaptide.targets.cost import Cost
+    from neaptide.targets.mcu.network import relative_error
+    from neaptide.targets.tvm.cuda import bound_cost, measured_cost
+    from neaptide.targets.tvm.cuda_run import run_beside_torch, torch_eager
+    from neaptide.targets.tvm.tune import Tuned
+
+    compiled, (model, x), plain = small()
+    machine = tvm.target.Target({"kind": "llvm"})
+    eager = torch_eager(model.train(), (x,), None, [x.numpy()], device="cpu")
+    assert eager is not None and model.training
+    before = torch.backends.cudnn.allow_tf32
+    run = run_beside_torch(compiled.graph, compiled.plan, plain, machine, [x.numpy()], eager, device="cpu", rounds=3)
+    assert torch.backends.cudnn.allow_tf32 == before
     with torch.no_grad():
-        expected = model(x).numpy()
-    assert relative_error(times.outputs, [expected]) < 1e-5
+        expected = model.eval()(x).numpy()
+    torch.testing.assert_close(eager().numpy(), expected)
+    assert relative_error(run.outputs, [expected]) < 1e-5
     assert np.abs(expected).max() > 0
-    assert times.arena == compiled.plan.arena and times.latency > 0
-    assert set(times.per_op) == {node.id for node in compiled.graph.nodes if node.op != "reshape"}
-    assert all(seconds > 0 for seconds in times.per_op.values())
+    assert run.arena == compiled.plan.arena and not run.peaks and set(run.timings) == {"tvm", "torch"}
+    assert set(run.per_op) == {node.id for node in compiled.graph.nodes if node.op != "reshape"}
+    assert all(seconds > 0 for seconds in run.per_op.values())
+
+    key = next(iter(compiled.signatures.values()))
+    found = {key: Tuned(1e-6, 0.0, 8, [["a trace"]])}
+    cost = measured_cost(bound_cost(compiled, {}), compiled, replace(run, peaks={"tvm": 512, "torch": 999}), found, [expected], "a GPU")
+    assert cost.kind == "measured" and cost.latency == run.timings["tvm"].seconds and cost.peers["torch"] > 0
+    assert cost.arena == cost.plan and cost.peak == 512 and cost.peer_peaks["torch"] == 999
+    assert cost.max_error is not None and cost.max_error < 1e-5
+    assert {op.signature for op in cost.per_op if op.tuned} == {key} and {op.kind for op in cost.per_op} == {"measured"}
+    assert "8 or more schedules" in cost.reasons[1]
+    assert Cost.from_dict(cost.to_dict()) == cost
+    console = output()
+    with console.capture() as captured:
+        console.print(measurement_view(cost))
+    assert "peak" in captured.get() and "in torch" in captured.get()
+
+
+@needs_tvm
+def test_torch_runs_programs_and_leaves_onnx(tmp_path):
+    from neaptide.targets.tvm.cuda_run import torch_eager
+
+    model, x = network()
+    program = torch.export.export(model, (x,))
+    torch.export.save(program, str(tmp_path / "net.pt2"))
+    for source in (program, tmp_path / "net.pt2"):
+        eager = torch_eager(source, (), None, [x.numpy()], device="cpu")
+        assert eager is not None
+        torch.testing.assert_close(eager(), model(x))
+    assert torch_eager(tmp_path / "net.onnx", (), None, [x.numpy()], device="cpu") is None
+
+
+@needs_tvm
+def test_operators_are_searched_remembered_and_taken_up_again(tmp_path):
+    """The search as on a GPU, with a clock that knows no GPU: the more CUDA a schedule is, the slower it is said to be."""
+    import tvm
+
+    from neaptide.targets.tvm.cuda import tuned_network
+    from neaptide.targets.tvm.cuda_tune import DEFAULT, built, scheduled_as, tuned_operators
+
+    compiled, _, _ = small()
+    before = [func.script() for func in compiled.kernels.values()]
+    machine = tvm.target.Target(dict(load_target("sm_90").tvm))
+    timed: list[float] = []
+
+    def timer_of(func):
+        def seconds(module, best):
+            length = sum(len(part.inspect_source()) for part in built(module, machine).imports)
+            timed.append(best)
+            if len(timed) % 4 == 3:
+                raise tvm.error.InternalError("too many resources requested for launch")
+            return [1e-9 * length, 1.2e-9 * length]
+
+        return seconds
+
+    funcs = {compiled.signatures[op]: func for op, func in compiled.kernels.items()}
+    tune = partial(tuned_operators, funcs, machine, timer_of, target="sm_90", toolchain="t")
+    with CostDatabase(tmp_path / "c.sqlite") as database:
+        said: list[str] = []
+        assert tune(trials=0, database=database) == {}
+        first = tune(trials=4, database=database, progress=said.append)
+        assert len(said) == len(funcs) == len(first) == len(list(database.rows()))
+        assert all(tuned.trials == 4 and tuned.seconds > 0 and tuned.spread == pytest.approx(0.1) for tuned in first.values())
+        count = len(timed)
+        assert tune(trials=4, database=database) == first
+        assert len(timed) == count
+        more = tune(trials=7, database=database)
+        assert all(more[key].seconds <= first[key].seconds and more[key].trials == 7 for key in funcs)
+        assert len(timed) > count
+    assert any(tuned.trace != DEFAULT for tuned in more.values())
+    tuned = tuned_network(compiled, more)
+    assert tuned.source != compiled.source and tuned.plan.arena >= tuned.plan.lower_bound
+    for op, func in compiled.kernels.items():
+        assert scheduled_as(func, more[compiled.signatures[op]].trace, machine).attrs["global_symbol"] == op
+    assert [func.script() for func in compiled.kernels.values()] == before
+    facts = kernel_facts(tuned.source, "sm_90")
+    assert facts and all((fact.threads or 0) <= 1024 and fact.shared <= 49152 for fact in facts.values())
+
+
+def test_the_compiler_that_this_machine_has(monkeypatch):
+    from neaptide.targets import nvcc
+
+    monkeypatch.delenv(nvcc.MODE, raising=False)
+    for nvrtc, version, mode in ((True, "13.0", "nvrtc"), (True, None, "nvrtc"), (False, "13.0", "nvcc")):
+        monkeypatch.setattr(nvcc, "_has_nvrtc", lambda nvrtc=nvrtc: nvrtc)
+        monkeypatch.setattr(nvcc, "nvcc_version", lambda version=version: version)
+        with nvcc.cuda_compiler() as chosen:
+            assert chosen == mode == os.environ[nvcc.MODE]
+        assert nvcc.MODE not in os.environ
+    monkeypatch.setattr(nvcc, "_has_nvrtc", lambda: False)
+    monkeypatch.setattr(nvcc, "nvcc_version", lambda: None)
+    with pytest.raises(nvcc.CudaError, match="cuda-bindings"), nvcc.cuda_compiler():
+        pass
+    monkeypatch.setenv(nvcc.MODE, "nvrtc")
+    with nvcc.cuda_compiler() as chosen:
+        assert chosen == "nvrtc"
+    assert os.environ[nvcc.MODE] == "nvrtc"
+
+
+@needs_tvm
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="nvcc not installed")
+def test_tvm_compiles_our_kernels_with_nvcc(monkeypatch):
+    """What TVM calls on a machine with a GPU to turn source into a binary."""
+    import tvm
+
+    from neaptide.targets.nvcc import cuda_compiler
+
+    compiled, _, _ = small()
+    monkeypatch.delenv("TVM_CUDA_COMPILE_MODE", raising=False)
+    monkeypatch.setattr("neaptide.targets.nvcc._has_nvrtc", lambda: False)
+    with cuda_compiler(), tvm.target.Target(dict(load_target("sm_90").tvm)):
+        binary = tvm.get_global_func("tvm_callback_cuda_compile")(compiled.source)
+    assert len(bytes(binary)) > 1000

@@ -1,18 +1,18 @@
-"""Operators on CUDA GPUs: TVM's default schedules (dlight), bounds and static facts without a GPU, times on one.
+"""Networks on CUDA GPUs: TVM's default schedules (dlight), bounds and static facts without a GPU; tuned and measured on one.
 
-Without a GPU of the target's architecture the cost is a lower bound from the target's peaks, of kind "bound". With one, every operator
-runs on torch tensors laid out in one arena at Neaptide's own offsets, and times are measured.
+Without a GPU of the target's architecture the cost is a lower bound from the target's peaks, of kind "bound". With one, every distinct
+operator is tuned there, and the network runs in one arena at Neaptide's own offsets, in turns with torch eager.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
-from time import perf_counter
 from types import MappingProxyType
 from typing import Any
 
@@ -25,14 +25,20 @@ from ...compiler.graph import ITEMSIZE, Graph
 from ...passes.allocate import Plan, allocate
 from ...passes.schedule import schedule
 from ..cost import Cost, OpCost
+from ..database import CostDatabase, NetworkRow
 from ..mcu.network import input_arrays, reference_outputs, relative_error
-from ..nvcc import KernelFacts, kernel_facts, nvcc_version
+from ..nvcc import KernelFacts, cuda_compiler, kernel_facts, nvcc_version
+from ..remember import toolchain_of
 from ..roofline import roofline
 from ..spec import Target
+from .cuda_run import GpuRun, gpu_name, run_beside_torch, torch_eager
+from .cuda_tune import DEFAULT, device_timer, scheduled_as, tuned_operators
 from .fused_graph import fused_program
 from .importer import to_relax
 from .lower import signature
+from .tune import Tuned
 
+TRIALS = 32
 ALIGNMENT = 256  # of what cudaMalloc gives
 GLOBAL = "global"
 
@@ -41,13 +47,15 @@ GLOBAL = "global"
 class CudaNetwork:
     """A model as scheduled operators for one target. `graph`: a node per call, with the bytes its kernels need beside inputs and outputs.
 
-    `plan`: the graph's order and offsets. `functions`: scheduled, by op. `source`: all kernels in CUDA. `flops`, `signatures`: by op.
+    `plan`: the graph's order and offsets. `kernels`: operators as they were written, by op; `functions`: the same scheduled; `source`:
+    all of these in CUDA. `flops`, `signatures`: by op.
     """
 
     name: str
     target: Target
     graph: Graph
     plan: Plan
+    kernels: Mapping[str, tirx.PrimFunc]
     functions: Mapping[str, tirx.PrimFunc]
     source: str
     flops: Mapping[str, float]
@@ -62,23 +70,40 @@ def measure_cuda(
     target: Target,
     name: str | None = None,
     folder: Path | None = None,
+    trials: int = TRIALS,
+    database: CostDatabase | None = None,
+    progress: Callable[[str], None] | None = None,
 ) -> Cost:
     """The cost of one inference: measured where there is a GPU of the target's architecture, else a bound.
 
-    Arguments as in `targets.tvm.importer.to_relax`. `folder`: keeps `kernels.cu` and `kernels.json`, the facts of each kernel.
-    Raises `SourceError` for a target that is no CUDA GPU or has no peaks, `CudaError` when nvcc refuses a kernel.
+    Arguments as in `targets.measure.measure`. On a GPU each distinct operator is tuned until `trials` of its schedules have been timed,
+    dlight's default among them, and remembered in `database` at once; an operator that is not known with `trials=0` runs as dlight
+    schedules it. `folder`: keeps `kernels.cu` and `kernels.json`, the facts of each kernel. Raises `SourceError` for a target that is no
+    CUDA GPU or has no peaks, `CudaError` when nvcc refuses a kernel or a GPU is here and no compiler.
     """
+    say = progress or (lambda _: None)
+    say(f"compiling for {target.name}")
     network = compile_network(model, args, kwargs, target=target, name=name)
-    facts = kernel_facts(network.source, target.tvm["arch"])
-    if folder is not None:
-        (folder / "kernels.cu").write_text(network.source)
-        (folder / "kernels.json").write_text(json.dumps([fact.to_dict() for fact in facts.values()], indent=1))
-    cost = bound_cost(network, facts)
     device = gpu_name(target)
     if device is None:
-        return cost
+        return bound_cost(network, _facts(network, folder))
+    machine = tvm.target.Target(dict(target.tvm))
+    own = {"apache-tvm": version("apache-tvm"), "device": device}
+    found = tuned_operators(
+        {network.signatures[op]: func for op, func in network.kernels.items()}, machine, lambda func: device_timer(func, machine),
+        target=target.name, toolchain=toolchain_of(own), trials=trials, database=database, progress=say,
+    )  # fmt: skip
+    network = tuned_network(network, found)
     inputs = input_arrays(network.graph, args, kwargs)
-    return _measured(network, cost, device, inputs, reference_outputs(model, args, kwargs, inputs))
+    eager = torch_eager(model, args, kwargs, inputs)
+    say("running")
+    run = run_beside_torch(network.graph, network.plan, network.functions, machine, inputs, eager)
+    expected = reference_outputs(model, args, kwargs, inputs)
+    cost = measured_cost(bound_cost(network, _facts(network, folder)), network, run, found, expected, device)
+    if database is not None and name and cost.latency is not None:
+        operators = dict(Counter(op.signature for op in cost.per_op))
+        database.put(NetworkRow(name, target.name, toolchain_of(own), cost.latency, operators, "seconds", cost.spread))
+    return cost
 
 
 def compile_network(
@@ -87,26 +112,37 @@ def compile_network(
     """Import, fuse, schedule for `target` and place `model`; no GPU is needed. Seconds for a network of fifty operators."""
     if target.kind != "gpu" or target.tvm.get("kind") != "cuda" or "arch" not in target.tvm:
         raise SourceError(f'target {target.name} is no CUDA GPU: its [tvm] needs kind = "cuda" and an arch such as "sm_90"')
-    title = name or type(model).__name__
-    program = fused_program(to_relax(model, args, kwargs), name=title)
-    functions = scheduled_for(program.kernels, target)
-    needs = {op: workspace(func) for op, func in functions.items()}
-    graph = program.graph.with_nodes([replace(node, workspace=needs.get(node.op, 0)) for node in program.graph.nodes])
-    plan = allocate(graph, schedule(graph, inputs="planned"), alignment=ALIGNMENT, inputs="planned")
-    flops = {op: float(s_tir.analysis.estimate_tir_flops(tvm.IRModule({"main": func}))) for op, func in program.kernels.items()}
+    program = fused_program(to_relax(model, args, kwargs), name=name or type(model).__name__)
+    kernels = {op: func.with_attr("global_symbol", op) for op, func in program.kernels.items()}
+    flops = {op: float(s_tir.analysis.estimate_tir_flops(tvm.IRModule({"main": func}))) for op, func in kernels.items()}
     signatures = {op: signature(op, func) for op, func in program.kernels.items()}
-    return CudaNetwork(title, target, graph, plan, functions, cuda_source(functions, target), flops, signatures)
+    return _scheduled(program.graph, kernels, {}, target, flops, signatures)
 
 
-def scheduled_for(kernels: Mapping[str, tirx.PrimFunc], target: Target) -> dict[str, tirx.PrimFunc]:
-    """Every operator under the first of dlight's GPU rules that takes it; nothing is searched."""
-    from tvm.s_tir import dlight
+def tuned_network(network: CudaNetwork, found: Mapping[str, Tuned]) -> CudaNetwork:
+    """`network` under the schedules that were `found`, by signature, and dlight's for the rest; planned again, for workspaces change."""
+    traces = {op: found[key].trace for op, key in network.signatures.items() if key in found}
+    return _scheduled(network.graph, network.kernels, traces, network.target, network.flops, network.signatures)
 
-    gpu = dlight.gpu
-    mod = tvm.IRModule({op: func.with_attr("global_symbol", op) for op, func in kernels.items()})
-    with tvm.target.Target(dict(target.tvm)):
-        mod = dlight.ApplyDefaultSchedule(gpu.Matmul(), gpu.GEMV(), gpu.Reduction(), gpu.GeneralReduction(), gpu.Fallback())(mod)
-    return {var.name_hint: func for var, func in mod.functions.items()}
+
+def _scheduled(
+    graph: Graph, kernels: Mapping[str, tirx.PrimFunc], traces: Mapping[str, Any], target: Target, flops: Mapping[str, float],
+    signatures: Mapping[str, str],
+) -> CudaNetwork:  # fmt: skip
+    machine = tvm.target.Target(dict(target.tvm))
+    functions = {op: scheduled_as(func, traces.get(op, DEFAULT), machine) for op, func in kernels.items()}
+    needs = {op: workspace(func) for op, func in functions.items()}
+    graph = graph.with_nodes([replace(node, workspace=needs.get(node.op, 0)) for node in graph.nodes])
+    plan = allocate(graph, schedule(graph, inputs="planned"), alignment=ALIGNMENT, inputs="planned")
+    return CudaNetwork(graph.name, target, graph, plan, kernels, functions, cuda_source(functions, target), flops, signatures)
+
+
+def _facts(network: CudaNetwork, folder: Path | None) -> Mapping[str, KernelFacts]:
+    facts = kernel_facts(network.source, network.target.tvm["arch"])
+    if folder is not None:
+        (folder / "kernels.cu").write_text(network.source)
+        (folder / "kernels.json").write_text(json.dumps([fact.to_dict() for fact in facts.values()], indent=1))
+    return facts
 
 
 def workspace(func: tirx.PrimFunc) -> int:
@@ -120,11 +156,9 @@ def cuda_source(functions: Mapping[str, tirx.PrimFunc], target: Target) -> str:
     """CUDA of all operators; a kernel is called as its operator with `_kernel` behind it. "" when there is no operator."""
     if not functions:
         return ""
-    return "\n".join(part.inspect_source() for part in _compiled(functions, dict(target.tvm)).mod.imports)
-
-
-def _compiled(functions: Mapping[str, tirx.PrimFunc], target: Mapping[str, Any]) -> Any:
-    return tvm.compile(tvm.IRModule(dict(functions)), target=tvm.target.Target(dict(target)))
+    with nullcontext() if gpu_name(target) is None else cuda_compiler():
+        compiled = tvm.compile(tvm.IRModule(dict(functions)), target=tvm.target.Target(dict(target.tvm)))
+    return "\n".join(part.inspect_source() for part in compiled.mod.imports)
 
 
 def bound_cost(network: CudaNetwork, facts: Mapping[str, KernelFacts]) -> Cost:
@@ -179,122 +213,43 @@ def facts_summary(facts: Mapping[str, KernelFacts], arch: str) -> str:
     return f"{kernels} compiled for {arch}: at most {max(registers)} registers per thread, {shared}, {spilling} with spills"
 
 
-def gpu_name(target: Target) -> str | None:
-    """The GPU that torch and TVM both see, if its architecture is the target's; else None."""
-    import torch
-
-    if not torch.cuda.is_available() or not tvm.cuda(0).exist:
-        return None
-    major, minor = torch.cuda.get_device_capability()
-    return torch.cuda.get_device_name() if target.tvm.get("arch", "").rstrip("a") == f"sm_{major}{minor}" else None
-
-
-@dataclass(frozen=True)
-class Times:
-    """`outputs`: of the run, as arrays. `latency`: median seconds of the whole, `spread`: half range over median. `per_op`: by node."""
-
-    outputs: tuple[np.ndarray, ...]
-    latency: float
-    spread: float
-    per_op: Mapping[int, float]
-    arena: int
-
-
-def run_in_arena(
-    network: CudaNetwork,
-    inputs: Sequence[np.ndarray],
-    *,
-    device: str = "cuda",
-    functions: Mapping[str, tirx.PrimFunc] | None = None,
-    target: Mapping[str, Any] | None = None,
-    repeats: int = 20,
-) -> Times:
-    """Run `network` in its plan's order with all its storages in one buffer at the plan's offsets, and time it.
-
-    `device`: torch's name for it; with "cpu", `functions` and `target` are operators that TVM can run there. Operators are timed alone
-    with TVM's `time_evaluator`, warm; the whole as wall time from an idle device to an idle device. Storage that the plan does not
-    place (weights) has a place of its own.
-    """
-    import torch
-
-    graph, plan = network.graph, network.plan
-    library = _compiled(functions or network.functions, target or network.target.tvm)
-    arena = torch.zeros(plan.arena, dtype=torch.uint8, device=device)
-    places = _places(graph, plan, arena, device)
-
-    def finish() -> None:
-        if device != "cpu":
-            torch.cuda.synchronize()
-
-    def load() -> None:
-        for t, array in zip(graph.inputs, inputs, strict=True):
-            places[t].copy_(torch.from_numpy(array))
-
-    def arguments(v: int) -> list[Any]:
-        return [places[t] for t in (*graph.nodes[v].inputs, *graph.nodes[v].outputs)]
-
-    steps: list[tuple[int, Callable[..., Any], list[Any]]] = [
-        (v, library[graph.nodes[v].op], arguments(v)) for v in plan.order if graph.nodes[v].op != "reshape"
-    ]
-
-    def once() -> float:
-        load()
-        finish()
-        start = perf_counter()
-        for _, call, arguments_of in steps:
-            call(*arguments_of)
-        finish()
-        return perf_counter() - start
-
-    once()
-    outputs = tuple(places[t].cpu().numpy().copy() for t in graph.outputs)
-    seconds = sorted(once() for _ in range(repeats))
-    middle = median(seconds)
-    ffi_device = tvm.cpu() if device == "cpu" else tvm.cuda(0)
-    per_op = {
-        v: float(library.mod.time_evaluator(graph.nodes[v].op, ffi_device, number=3, repeat=5)(*arguments_of).median)
-        for v, _, arguments_of in steps
-    }
-    return Times(outputs, middle, (seconds[-1] - seconds[0]) / 2 / middle, MappingProxyType(per_op), arena.numel())
-
-
-def _places(graph: Graph, plan: Plan, arena: Any, device: str) -> list[Any]:
-    """A torch tensor per tensor of the graph: a view of the arena where the plan places its storage, else of a copy of its value."""
-    import torch
-
-    own: dict[int, Any] = {}
-    for t, value in graph.values.items():
-        own[graph.tensors[t].storage] = torch.from_numpy(np.ascontiguousarray(value)).to(device).reshape(-1).view(torch.uint8)
-    places = []
-    for tensor in graph.tensors:
-        nbytes = tensor.numel * ITEMSIZE[tensor.dtype]
-        offset = plan.offsets.get(tensor.storage)
-        if offset is not None:
-            flat = arena[offset + tensor.offset : offset + tensor.offset + nbytes]
-        elif tensor.storage in own:
-            flat = own[tensor.storage][tensor.offset : tensor.offset + nbytes]
-        else:
-            flat = torch.zeros(nbytes, dtype=torch.uint8, device=device)
-        places.append(flat.view(getattr(torch, tensor.dtype)).view(tensor.shape))
-    return places
-
-
-def _measured(network: CudaNetwork, bound: Cost, device: str, inputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> Cost:
+def measured_cost(
+    bound: Cost, network: CudaNetwork, run: GpuRun, found: Mapping[str, Tuned], expected: Sequence[np.ndarray], device: str
+) -> Cost:
     """`bound` with what a run on `device` found in its place; its verdict on memory and its facts stay."""
-    times = run_in_arena(network, inputs)
-    computing = [node.id for node in network.graph.nodes if node.op != "reshape"]
-    per_op = tuple(replace(op, seconds=times.per_op[v], kind="measured") for v, op in zip(computing, bound.per_op, strict=True))
-    said = f"run on {device} with dlight's default schedules, none searched; the peaks allow {(bound.latency or 0) * 1e6:,.1f} us at best"
+    computing = [node for node in network.graph.nodes if not network.graph.is_view(node)]
+    per_op = tuple(
+        replace(op, seconds=run.per_op[node.id], kind="measured", tuned=network.signatures[node.op] in found)
+        for node, op in zip(computing, bound.per_op, strict=True)
+    )
+    fewest = min((known.trials for known in found.values()), default=0)
+    searched = sum(known.trace != DEFAULT for known in found.values())
+    tuned = f"{fewest} or more schedules tried for each, dlight's default beaten for {searched}" if found else "none of them tuned"
+    whole, peers = run.timings["tvm"], {label: timing for label, timing in run.timings.items() if label != "tvm"}
+    reasons = [
+        bound.reasons[0],
+        f"run on {device}: {len(set(network.signatures.values()))} distinct operators, {tuned}",
+        f"the peaks of {network.target.title} allow {(bound.latency or 0) * 1e6:,.1f} us at best",
+        *bound.reasons[2:],
+    ]
+    if not peers:
+        reasons.append("torch eager is not beside it: it does not run ONNX models")
+    import torch
+
     return replace(
         bound,
         kind="measured",
-        latency=times.latency,
-        spread=times.spread,
-        arena=times.arena,
-        max_error=relative_error(times.outputs, expected),
+        latency=whole.seconds,
+        spread=whole.spread,
+        arena=run.arena,
+        peak=run.peaks.get("tvm"),
+        max_error=relative_error(run.outputs, expected),
         per_op=per_op,
-        versions=MappingProxyType({**bound.versions, "device": device}),
-        reasons=(bound.reasons[0], said, *bound.reasons[2:]),
+        peers=MappingProxyType({label: timing.seconds for label, timing in peers.items()}),
+        peer_spreads=MappingProxyType({label: timing.spread for label, timing in peers.items()}),
+        peer_peaks=MappingProxyType({label: peak for label, peak in run.peaks.items() if label != "tvm"}),
+        versions=MappingProxyType({**bound.versions, "schedules": "dlight and MetaSchedule", "device": device, "torch": torch.__version__}),
+        reasons=tuple(reasons),
     )
 
 
