@@ -7,11 +7,13 @@ int16 arrays of shape (architectures, genes), which the oracle reads without mak
 
 from __future__ import annotations
 
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -170,5 +172,11 @@ class Space(ABC):
         return np.concatenate(columns, axis=1).astype(np.float32)
 
     def describe(self) -> dict[str, Any]:
-        """JSON values that make this space again through `load_space`: its name and the options it was made with."""
-        return {"name": self.name, "options": {}}
+        """JSON values that make this space again through `load_space`: `name`, which is FILE.py:CLASS for a class of the user's own,
+        and the `options` it was made with.
+        """
+        own = type(self)
+        file = getattr(sys.modules.get(own.__module__), "__file__", None)
+        if file is None or own.__module__.startswith(f"{__package__}."):
+            return {"name": self.name, "options": {}}
+        return {"name": f"{Path(file).absolute()}:{own.__qualname__}", "options": {}}

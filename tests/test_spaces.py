@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,10 +12,9 @@ from hypothesis import strategies as st
 
 from neaptide.compiler.count import count
 from neaptide.compiler.errors import SourceError
-from neaptide.compiler.graph import WEIGHT_ROLES
-from neaptide.passes.schedule import schedule
 from neaptide.search.space import Space
 from neaptide.search.spaces import _CLASSES, list_spaces, load_space
+from neaptide.testing.spaces import check_genes, check_graph, check_moves, check_slots, is_canonical, parameters
 
 # What makes networks of a space small enough to trace within a second.
 SMALL: dict[str, dict] = {
@@ -67,11 +65,6 @@ def small(request) -> Space:
     return space_called(request.param, **SMALL.get(request.param, {}))
 
 
-def is_canonical(space: Space, arch) -> bool:
-    in_range = len(arch.genes) == len(space.cardinalities) and all(0 <= g < c for g, c in zip(arch.genes, space.cardinalities, strict=True))
-    return arch.space == space.name and in_range and space.architecture(arch.genes) == arch
-
-
 # ---- genes, rows, text -----------------------------------------------------------------------------------------------------------
 
 
@@ -86,24 +79,10 @@ def test_samples_are_canonical_rows(space):
     assert is_canonical(space, space.sample(np.random.default_rng(1)))
 
 
-def test_canonical_rows_leave_their_argument_alone(space):
-    rng = np.random.default_rng(3)
-    rows = rng.integers(0, space.cardinalities, (50, len(space.cardinalities)), dtype=np.int16)
-    before = rows.copy()
-    space.canonical_rows(rows)
-    assert (rows == before).all()
-
-
 @QUICK
 @given(seed=SEEDS)
-def test_encoding_text_and_digest_round_trip(space, seed):
-    archs = space.decode(space.sample_rows(np.random.default_rng(seed), 5))
-    assert space.decode(space.encode(archs)) == archs
-    texts = [space.text(a) for a in archs]
-    assert [space.parse(t) for t in texts] == archs
-    assert len(set(texts)) == len(set(archs)) == len({a.digest for a in archs})
-    assert [space.text(space.parse(t)) for t in texts] == texts
-    assert all(len(a.digest) == 16 and a.digest == replace(a).digest for a in archs)
+def test_genes_text_and_digests_round_trip(space, seed):
+    check_genes(space, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "r192", "|nor_conv_3x3~0|"])
@@ -138,39 +117,20 @@ def test_features_are_one_row_each(space):
 # ---- moves -----------------------------------------------------------------------------------------------------------------------
 
 
-@settings(QUICK, max_examples=3)
+@settings(QUICK, max_examples=5)
 @given(seed=SEEDS)
-def test_neighbours_are_different_canonical_and_mutual(space, seed):
+def test_moves_stay_in_the_space(space, seed):
     rng = np.random.default_rng(seed)
-    arch = space.sample(rng)
-    around = space.neighbours(arch)
-    assert around and len(set(around)) == len(around) and arch not in around
-    assert space.neighbours(arch) == around
-    own_moves = type(space).neighbours is not Space.neighbours
-    for other in (around[i] for i in rng.permutation(len(around))[:12]):
-        assert is_canonical(space, other)
-        if not own_moves and sum(a != b for a, b in zip(arch.genes, other.genes, strict=True)) == 1:
-            assert arch in space.neighbours(other)
+    check_moves(space, space.sample(rng), rng)
 
 
 @QUICK
 @given(seed=SEEDS)
-def test_mutations_differ_and_follow_the_generator(space, seed):
+def test_mutations_follow_their_rate_and_generator(space, seed):
     arch = space.sample(np.random.default_rng(seed))
     for rate in (None, 0.1, 1.0):
         one, two = (space.mutate(arch, np.random.default_rng(seed), rate=rate) for _ in range(2))
         assert one == two != arch and is_canonical(space, one)
-
-
-@QUICK
-@given(seed=SEEDS)
-def test_crossover_takes_genes_from_its_parents(space, seed):
-    rng = np.random.default_rng(seed)
-    a, b = space.decode(space.sample_rows(rng, 2))
-    child = space.crossover(a, b, rng)
-    assert is_canonical(space, child)
-    assert all(g in (p, q, 0) for g, p, q in zip(child.genes, a.genes, b.genes, strict=True))
-    assert space.crossover(a, a, rng) == a
 
 
 # ---- size ------------------------------------------------------------------------------------------------------------------------
@@ -213,51 +173,12 @@ def test_published_sizes():
 # ---- networks --------------------------------------------------------------------------------------------------------------------
 
 
-def structure(graph) -> tuple:
-    """What a graph is but for the numbering of its tables: tensors numbered as nodes first touch them."""
-    tensors: dict[int, int] = {}
-    storages: dict[int, int] = {}
-
-    def seen(t):
-        tensor = graph.tensors[t]
-        storages.setdefault(tensor.storage, len(storages))
-        return tensors.setdefault(t, len(tensors))
-
-    inputs = [seen(t) for t in graph.inputs]
-    nodes = [
-        (n.op, n.scope, dict(n.attrs), [seen(t) for t in n.inputs], [seen(t) for t in n.outputs], sorted(storages[s] for s in n.writes))
-        for n in graph.nodes
-    ]
-    table = [(x.shape, x.dtype, storages[x.storage], x.offset, x.strides, x.name) for x in (graph.tensors[t] for t in tensors)]
-    held = [replace(graph.storages[s], id=0) for s in storages]
-    return inputs, nodes, table, held, [seen(t) for t in graph.outputs]
-
-
-def storage_multiset(graph) -> list:
-    return sorted((s.role, s.nbytes, s.name) for s in graph.storages)
-
-
-def parameters(graph) -> int:
-    return sum(t.numel for t in graph.tensors if graph.storages[t.storage].role == "parameter" and t.name)
-
-
 @SLOW
 @given(seed=SEEDS)
 def test_graph_is_the_trace_of_the_module(small, seed):
     torch = pytest.importorskip("torch")
-    from neaptide import trace
-
     torch.set_num_threads(1)
-    arch = small.sample(np.random.default_rng(seed))
-    module = small.module(arch).eval()
-    ours, traced = small.graph(arch).check(), trace(module, (torch.zeros(small.input_shape(arch)),))
-    assert storage_multiset(ours) == storage_multiset(traced)
-    for left, right in zip(structure(ours), structure(traced), strict=True):
-        assert left == right
-    a, b = count(ours), count(traced)
-    assert (a.macs, a.elementwise_flops, a.unknown) == (b.macs, b.elementwise_flops, {})
-    assert parameters(ours) == sum(p.numel() for p in module.parameters())
-    assert schedule(ours, time_limit=5).peak == schedule(traced, time_limit=5).peak
+    check_graph(small, small.sample(np.random.default_rng(seed)))
 
 
 @settings(SLOW, max_examples=1)
@@ -273,58 +194,13 @@ def test_modules_train(small, seed):
     assert not missing or small.name in ("nasbench201",)  # layers that lead nowhere are kept there, as the benchmark has them
 
 
-def slot_of(slots, scope: str) -> int:
-    """The slot that a module path belongs to."""
-    owners = [i for i, s in enumerate(slots) for part in s.scope.split("|") if scope == part or scope.startswith(part + ".")]
-    assert len(owners) == 1, (scope, owners)
-    return owners[0]
-
-
-def by_slot(space: Space, arch) -> list[list]:
-    """Signatures of an architecture's nodes by slot."""
-    graph, slots = space.graph(arch), space.slots()
-    found: list[list] = [[] for _ in slots]
-    at = 0
-    for node in graph.nodes:
-        i = slot_of(slots, node.scope)
-        assert i >= at, f"{node.scope} runs after slot {slots[at].scope}"
-        at = i
-        shapes = [[(graph.tensors[t].shape, graph.tensors[t].dtype) for t in ts] for ts in (node.inputs, node.outputs)]
-        found[i].append((node.op, node.scope, dict(node.attrs), shapes))
-    return found
-
-
 @QUICK
 @given(seed=SEEDS)
-def test_slots_hold_every_node_and_depend_on_their_genes_alone(small, seed):
-    space = small
-    slots = space.slots()
-    if not slots:
+def test_slots_hold_every_node_and_depend_on_their_genes_alone(space, seed):
+    if not space.slots():
         pytest.skip(f"the networks of {space.name} have no cuts")
     rng = np.random.default_rng(seed)
-    arch, other = space.decode(space.sample_rows(rng, 2))
-    nodes = by_slot(space, arch)
-    for i in rng.permutation(len(slots))[:4]:
-        genes = [a if g in slots[i].genes else b for g, (a, b) in enumerate(zip(arch.genes, other.genes, strict=True))]
-        mixed = space.architecture(genes)
-        assert all(mixed.genes[g] == arch.genes[g] for g in slots[i].genes)
-        assert by_slot(space, mixed)[i] == nodes[i]
-
-
-@QUICK
-@given(seed=SEEDS)
-def test_one_storage_alone_crosses_from_slot_to_slot(small, seed):
-    space = small
-    slots = space.slots()
-    if not slots:
-        pytest.skip(f"the networks of {space.name} have no cuts")
-    graph = space.graph(space.sample(np.random.default_rng(seed)))
-    owner = [slot_of(slots, node.scope) for node in graph.nodes]
-    for at in sorted(set(owner))[1:]:
-        before = {s for v, node in enumerate(graph.nodes) if owner[v] < at for s in graph.touches[node.id]}
-        after = {s for v, node in enumerate(graph.nodes) if owner[v] >= at for s in graph.touches[node.id]}
-        crossing = {s for s in before & after if graph.storages[s].role not in WEIGHT_ROLES}
-        assert len(crossing) == 1, slots[at].scope
+    check_slots(space, space.sample(rng), rng)
 
 
 # ---- single spaces ---------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -53,11 +54,14 @@ def load_space(name: str, **options: Any) -> Space:
 def _own_class(name: str) -> Any:
     file, _, attribute = name.rpartition(":")
     path = Path(file)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"space_of_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise SourceError(f"no file {file} to take the search space {attribute} from")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise SourceError(f"{file} does not load: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         raise SourceError(f"{file} has no {attribute}")
     return getattr(module, attribute)
