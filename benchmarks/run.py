@@ -33,11 +33,14 @@ BENCHMARKS = {
     "execute": "Execution in the arena against eager",
     "fuzz": "Property tests against brute force",
     "mcu": "Networks as firmware on emulated microcontrollers",
+    "cpu": "MobileNetV2 on this machine's CPU",
     "gpu": "CUDA GPUs: bounds and static facts, measured where one is",
     "cost_database": "The cost database",
     "predictors": "Predictors on published latencies",
     "predictor_mcu": "Predictor of microcontroller instructions",
+    "predictor_cpu": "Predictor of latencies on this machine's CPU",
     "published": "Published networks from their block tables",
+    "nasbench201_space": "NAS-Bench-201: the whole space",
 }
 
 

@@ -173,15 +173,17 @@ class MemNet(Space):
         count = 0 if arch is None else arch.genes[0] + 1
         if count == self.max_blocks:
             return []
-        genes = [0] * len(self.cardinalities) if arch is None else list(arch.genes)
         at = 1 + _BLOCK * count
-        genes[0] = count
-        found = []
-        for block in np.ndindex(self.cardinalities[at : at + _BLOCK]):
-            first, second = (block[0], block[2]), (block[1], block[3])
-            if not distinct or first <= second:
-                found.append(self.architecture((*genes[:at], *block, *genes[at + _BLOCK :])))
-        return found
+        kinds = np.indices(self.cardinalities[at : at + _BLOCK]).reshape(_BLOCK, -1).T
+        if distinct:
+            first, second = (kinds[:, 0], kinds[:, 2]), (kinds[:, 1], kinds[:, 3])
+            kinds = kinds[(first[0] < second[0]) | ((first[0] == second[0]) & (first[1] <= second[1]))]
+        rows = np.zeros((len(kinds), len(self.cardinalities)), np.int16)
+        if arch is not None:
+            rows[:] = arch.genes
+        rows[:, 0] = count
+        rows[:, at : at + _BLOCK] = kinds
+        return self.decode(rows)
 
     def trim(self, arch: Architecture) -> list[Architecture]:
         """`arch` with one layer more replaced by an identity, or one block more cut off the output of its cell, in one position.
@@ -194,7 +196,9 @@ class MemNet(Space):
         layers = kinds[1][0, :, : arch.genes[0] + 1].reshape(-1)
         connections = kinds[2][0][:, self._read(row)[0]].reshape(-1)
         places = [int(i) for i in (*layers, *connections) if not arch.genes[i]]
-        return [self.architecture((*arch.genes[:i], 1, *arch.genes[i + 1 :])) for i in places]
+        rows = np.repeat(row, len(places), axis=0)
+        rows[np.arange(len(places)), places] = 1
+        return self.decode(rows)
 
     # ---- text and features ------------------------------------------------------------------------------------------
 
