@@ -19,7 +19,7 @@ from neaptide.targets.measure import measure
 from .figures import Figure, finish
 from .mcu_models import mobilenet_v2
 
-TRIALS, QUICK_TRIALS = 64, 8
+TRIALS, QUICK_TRIALS = 16, 6
 RATIO, ERROR = 2.5, 1e-4
 
 

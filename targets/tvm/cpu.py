@@ -6,6 +6,7 @@ threads, and they take turns, so that a slow moment of the machine meets all of 
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ def measure_cpu(
     threads: int = 1,
     trials: int = TRIALS,
     peers: bool = True,
+    libraries: dict[str, Any] | None = None,
     database: CostDatabase | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Cost:
@@ -57,7 +59,8 @@ def measure_cpu(
 
     Arguments as in `targets.measure.measure`. Each distinct operator is tuned until `trials` of its schedules have been timed, and
     remembered in `database` at once with its schedule, so a search that was broken off goes on where it was and one that is done
-    is not repeated. With `trials=0` nothing is searched: an operator the database does not know is `tuned=False` without a time,
+    is not repeated. `libraries`: what was compiled for this target in this process, to be used again and added to; for many networks
+    of the same operators. With `trials=0` nothing is searched: an operator the database does not know is `tuned=False` without a time,
     and the network that contains it has no latency. Raises `SourceError` when `target` is no CPU.
     """
     if target.kind != "cpu":
@@ -80,14 +83,18 @@ def measure_cpu(
     tvm.get_global_func("runtime.config_threadpool")(1, threads)
     found = _tuned(program, keys, machine, target.name, toolchain_of(versions), trials, database, say)
     say("compiling")
-    libraries = {
-        symbol: build(tuned_module(func, known.trace, machine), machine)
-        if (known := found.get(keys[symbol]))
-        else unscheduled(func, machine)
-        for symbol, func in program.kernels.items()
-    }
+    compiled = {} if libraries is None else libraries
+
+    def library(symbol: str, func: tvm.tirx.PrimFunc) -> Any:
+        known = found.get(keys[symbol])
+        key = f"{keys[symbol]} {machine} {json.dumps(known.trace) if known else None}"
+        if key not in compiled:
+            compiled[key] = build(tuned_module(func, known.trace, machine), machine) if known else unscheduled(func, machine)
+        return compiled[key]
+
+    built = {symbol: library(symbol, func) for symbol, func in program.kernels.items()}
     inputs = input_arrays(graph, args, kwargs)
-    network = _Network(graph, order.order, plan, libraries, inputs)
+    network = _Network(graph, order.order, plan, built, inputs)
     network.run()
     error = relative_error(network.outputs(), reference_outputs(model, args, kwargs, inputs))
     runners = {"tvm": network.run}
