@@ -82,6 +82,7 @@ def render_measurement(cost: Cost, target: Target | None = None) -> str:
         workspaces=target is None or target.kind != "cpu",
         counted=cost.instructions is not None,
         bytes=format_bytes,
+        seconds=format_seconds,
     )
 
 

@@ -41,11 +41,10 @@ class Cost:
     `latency`: median seconds, `spread`: relative half range of its repetitions. `arena`: bytes of the static arena as seen on the
     device, `plan`: the same as planned; `stack`: high-water mark; `flash`: bytes of code and constants, `sections` its parts.
     `max_error`: largest relative error of the outputs against torch. `fits`: within the target's memories, None where nothing limits
-    them. `error`: expected relative error of a prediction. `cycles`: an estimate from a table, never measured;
-    `estimated_seconds`: those at the target's clock. `reasons`: the verdict
-    in words, one sentence each. `peak`: bytes that the device's allocator handed out at most, weights and inputs aside. `peers`,
-    `peer_spreads`, `peer_peaks`: median seconds of other runtimes in the same run, their relative half range, and their peaks.
-    `versions`: every tool that took part.
+    them or it is not known. `error`: expected relative error of a prediction. `cycles`: an estimate from a table, never measured;
+    `estimated_seconds`: those at the target's clock. `reasons`: the verdict in words, one sentence each. `peak`: bytes that the
+    device's allocator handed out at most, weights and inputs aside. `peers`, `peer_spreads`, `peer_peaks`: median seconds of other
+    runtimes in the same run, their relative half range, and their peaks. `versions`: every tool that took part.
     """
 
     target: str

@@ -68,8 +68,8 @@ def measure(
 
         (progress or (lambda _: None))(f"predicting for {spec.name}")
         return predicted_cost(
-            model, args, kwargs, target=spec, name=name, compiler=compiler, stack=stack, threads=threads, database=database,
-            predictor=predictor,
+            model, args, kwargs, target=spec, name=name, compiler=compiler, stack=stack, inplace=inplace, threads=threads,
+            database=database, predictor=predictor,
         )  # fmt: skip
     if spec.kind == "gpu":
         from .tvm.cuda import TRIALS, measure_cuda

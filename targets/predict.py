@@ -17,6 +17,8 @@ import numpy as np
 
 from ..compiler.errors import NeaptideError, SourceError
 from ..compiler.graph import Graph
+from ..passes.allocate import Plan, allocate
+from ..passes.schedule import schedule
 from .cost import Cost, OpCost
 from .database import CostDatabase
 from .predictors import OperatorPredictor, fit_operators, load_predictor, table_of
@@ -81,13 +83,35 @@ def operator_counts(graph: Graph) -> dict[str, int]:
 
 
 def operator_graph(
-    model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None, *, target: Target, name: str | None = None
+    model: Any,
+    args: Sequence[Any] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    target: Target,
+    name: str | None = None,
+    inplace: bool = True,
 ) -> Graph:
     """The fused operators that `model` becomes on `target`, each node's `op` its signature, with the workspace that its kernel needs.
 
-    `model`, `args`, `kwargs` as in `targets.measure.measure`; about a second. Its peak and arena are those of a measurement. Raises
-    `SourceError` for a GPU, whose costs are bounds where they cannot be measured.
+    `model`, `args`, `kwargs`, `inplace` as in `targets.measure.measure`; about a second. Its peak and arena are those of a measurement.
+    Raises `SourceError` for a GPU, whose costs are bounds where they cannot be measured.
     """
+    return _placed(model, args, kwargs, target=target, name=name, inplace=inplace).graph
+
+
+@dataclass(frozen=True, slots=True)
+class _Placed:
+    """An operator graph, and its plan."""
+
+    graph: Graph
+    plan: Plan
+
+
+def _placed(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, *, target: Target, name: str | None, inplace: bool = True,
+    stack: int | None = None,
+) -> _Placed:  # fmt: skip
+    """As a measurement would import and place it. `stack`: bytes to check the fit with, None for no check."""
     from .tvm.fused_graph import fused_program
     from .tvm.importer import to_relax
     from .tvm.lower import lower, signature
@@ -95,13 +119,20 @@ def operator_graph(
     refuse_gpu(target)
     program = fused_program(to_relax(model, args, kwargs), name=name or type(model).__name__)
     signatures = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
-    graph = program.graph
-    if target.kind == "mcu":
-        from .mcu.planning import planned
+    if target.kind == "cpu":
+        from .tvm.cpu import ALIGNMENT
+
+        graph = program.graph
+        plan = allocate(graph, schedule(graph, inputs="planned"), alignment=ALIGNMENT, inputs="planned")
+    else:
+        from .mcu.planning import check_fit, planned
         from .tvm.schedules import scheduled
 
-        graph = planned(graph, lower(program.kernels, scheduled)).graph
-    return graph.with_nodes([replace(node, op=signatures.get(node.op, node.op)) for node in graph.nodes])
+        found = planned(program.graph, lower(program.kernels, scheduled), inplace=inplace)
+        graph, plan = found.graph, found.plan
+        if stack is not None:
+            check_fit(graph, plan, target, stack=stack, found=found)
+    return _Placed(graph.with_nodes([replace(node, op=signatures.get(node.op, node.op)) for node in graph.nodes]), plan)
 
 
 def refuse_gpu(target: Target) -> None:
@@ -119,6 +150,7 @@ def predicted_cost(
     name: str | None = None,
     compiler: Compiler = "zig",
     stack: int | None = None,
+    inplace: bool = True,
     threads: int = 1,
     database: CostDatabase | None = None,
     predictor: OperatorPredictor | str | Path | None = None,
@@ -135,19 +167,22 @@ def predicted_cost(
     if database is None and predictor is None:
         with CostDatabase() as own:
             return predicted_cost(
-                model, args, kwargs, target=target, name=name, compiler=compiler, stack=stack, threads=threads, database=own
-            )
+                model, args, kwargs, target=target, name=name, compiler=compiler, stack=stack, inplace=inplace, threads=threads,
+                database=own,
+            )  # fmt: skip
     refuse_gpu(target)
     versions = toolchain_versions(target, compiler=compiler, threads=threads)
     known = _table(predictor, target, toolchain_of(versions), database)
-    graph = operator_graph(model, args, kwargs, target=target, name=name)
+    kept = _stack(target, stack)
+    placed = _placed(model, args, kwargs, target=target, name=name, inplace=inplace, stack=kept)
+    graph, plan = placed.graph, placed.plan
     needed = operator_counts(graph)
     if database is not None and predictor is None and not set(needed) <= set(known.table):
         known = fit_operators(database, target=target.name, toolchain=known.toolchain, boosting=False)
     costs, errors, seen = known.predict_all(list(needed), [features(s) for s in needed])
     of = dict(zip(needed, zip(costs.tolist(), errors.tolist(), seen.tolist(), strict=True), strict=True))
     total, error = known.network((s, features(s), times) for s, times in needed.items())
-    plan, fits, verdict = _planned(graph, target, stack)
+    fits, verdict = (None, ()) if kept is None else _verdict(graph, plan, target, kept)
     counted = known.unit == "instructions"
     per_op = tuple(
         OpCost(
@@ -162,7 +197,7 @@ def predicted_cost(
         for v in plan.order
         if not graph.is_view(graph.nodes[v])
     )
-    weights = sum(s.nbytes for s in graph.storages if s.role == "constant")
+    cycles = round(total * target.cycles.average) if counted and target.cycles and target.cycles.average else None
     return Cost(
         target=target.name,
         kind="predicted",
@@ -170,9 +205,11 @@ def predicted_cost(
         instructions=round(total) if counted else None,
         latency=None if counted else total,
         plan=plan.arena,
-        sections=MappingProxyType({"weights": weights}),
+        sections=MappingProxyType({"weights": _weights(graph)}),
         fits=fits,
         error=error,
+        cycles=cycles,
+        estimated_seconds=cycles / target.clock_hz if cycles and target.clock_hz else None,
         per_op=per_op,
         versions=MappingProxyType(versions),
         reasons=(*verdict, _known(of, needed, total), *_beyond(known, needed, of), _doubt(known, error, bool(seen.all()))),
@@ -183,7 +220,7 @@ def toolchain_versions(target: Target, *, compiler: Compiler = "zig", threads: i
     """The tools that a measurement on `target` would be taken with here, as its `Cost.versions` names them, emulator and peers aside."""
     versions = {"apache-tvm": version("apache-tvm")}
     if target.kind == "cpu":
-        from .tvm.pointwise import VERSION as OWN
+        from .tvm.cpu_schedules import VERSION as OWN
         from .tvm.tune import cpu_target
 
         machine: Any = cpu_target(threads, target.tvm.get("mcpu", "host"))
@@ -213,29 +250,29 @@ def _table(
     return known
 
 
-def _planned(graph: Graph, target: Target, stack: int | None) -> tuple[Any, bool | None, tuple[str, ...]]:
-    """The plan that a measurement would use, whether the target holds it, and that in words."""
-    from ..passes.allocate import allocate
-    from ..passes.schedule import schedule
+def _stack(target: Target, stack: int | None) -> int | None:
+    """Bytes kept for the stack on a microcontroller."""
+    if target.kind != "mcu":
+        return None
+    from .mcu.firmware import STACK
 
-    order = schedule(graph, inputs="planned")
-    if target.kind == "cpu":
-        from .tvm.cpu import ALIGNMENT
+    return STACK if stack is None else stack
 
-        return allocate(graph, order, alignment=ALIGNMENT, inputs="planned"), None, ()
-    from .mcu.firmware import ALIGNMENT as ALIGNED
-    from .mcu.firmware import STACK, STATIC
-    from .mcu.planning import check_fit
 
-    plan = allocate(graph, order, alignment=ALIGNED, inputs="planned")
-    kept = STACK if stack is None else stack
-    check_fit(graph, plan, target, stack=kept)
-    weights = sum(s.nbytes for s in graph.storages if s.role == "constant")
+def _verdict(graph: Graph, plan: Plan, target: Target, stack: int) -> tuple[bool | None, tuple[str, ...]]:
+    """Whether a part holds what is known before anything is built, and that in words."""
+    from .mcu.planning import STATIC
+
+    weights = _weights(graph)
     room = None if target.flash is None else target.flash - weights
     fits = True if room is None or room >= CODE else None
     verdict = "fits" if fits else "not known before it is built"
-    used = f"SRAM {plan.arena + kept + STATIC:,} of {target.sram:,} B; weights {weights:,} of {target.flash:,} B of flash"
-    return plan, fits, (f"{verdict}: {used}, and its code beside them",)
+    used = f"SRAM {plan.arena + stack + STATIC:,} of {target.sram:,} B; weights {weights:,} of {target.flash:,} B of flash"
+    return fits, (f"{verdict}: {used}, and its code beside them",)
+
+
+def _weights(graph: Graph) -> int:
+    return sum(s.nbytes for s in graph.storages if s.role == "constant")
 
 
 def _known(of: Mapping[str, tuple[float, float, bool]], needed: Mapping[str, int], total: float) -> str:

@@ -192,3 +192,20 @@ def test_a_predicted_model_is_the_measured_one_and_nothing_runs(tmp_path, capsys
     assert "expected" in capsys.readouterr().out
     words[words.index("stm32f746")] = "nrf52840"
     assert main(words) == 2 and "the predictor is for stm32f746" in capsys.readouterr().err
+
+
+@pytest.mark.skipif("tvm" in absent, reason="tvm not installed: pip install 'neaptide[tvm]'")
+def test_a_cpu_is_predicted_from_what_its_tuned_operators_took(tmp_path):
+    from neaptide.targets.measure import measure
+
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(16, 8), nn.ReLU()).eval(), torch.randn(1, 16)
+    with CostDatabase(tmp_path / "c.sqlite") as database:
+        measured = measure(model, (x,), target="cpu", name="small", trials=2, database=database)
+        predicted = measure(model, (x,), target="cpu", name="small", predict=True, database=database)
+        with pytest.raises(NeaptideError, match="--toolchain NAME"):
+            measure(model, (x,), target="cpu", predict=True, threads=2, database=database)
+    assert measured.latency is not None and predicted.latency is not None and predicted.fits is None
+    assert predicted.latency == pytest.approx(sum(op.seconds or 0 for op in measured.per_op))
+    assert predicted.error == pytest.approx(abs(predicted.latency - measured.latency) / measured.latency)
+    assert predicted.plan == measured.plan
