@@ -38,3 +38,22 @@ float rintf(float x) {
 }
 
 float nearbyintf(float x) { return rintf(x); }
+
+#ifndef __ARM_FP
+/* Software floats by the names that LLVM objects of a core without an FPU call them; compiler_rt has Arm's own names alone. */
+float __addsf3(float a, float b) { return a + b; }
+float __subsf3(float a, float b) { return a - b; }
+float __mulsf3(float a, float b) { return a * b; }
+float __divsf3(float a, float b) { return a / b; }
+int __unordsf2(float a, float b) { return a != a || b != b; }
+int __eqsf2(float a, float b) { return a != b; }
+int __nesf2(float a, float b) { return a != b; }
+int __ltsf2(float a, float b) { return a < b ? -1 : 1; }
+int __gesf2(float a, float b) { return a >= b ? 1 : -1; }
+int __lesf2(float a, float b) { return a <= b ? -1 : 1; }
+int __gtsf2(float a, float b) { return a > b ? 1 : -1; }
+float __floatsisf(int32_t a) { return (float)a; }
+float __floatunsisf(uint32_t a) { return (float)a; }
+int32_t __fixsfsi(float a) { return (int32_t)a; }
+uint32_t __fixunssfsi(float a) { return (uint32_t)a; }
+#endif
