@@ -76,7 +76,8 @@ class ElasticSupernet(nn.Module):
         In training mode, and in evaluation with equal statistics, it gives what the supernet gives with `active = arch`.
         """
         self._check(arch)
-        module = self.space.module(arch)
+        with torch.random.fork_rng(devices=[]):
+            module = self.space.module(arch)
         own = self.net.state_dict()
         kernels = {path: layer.kernel for path, layer in self.space.chain(arch).parts if isinstance(layer, mobile.MBConv)}
         with torch.no_grad():
