@@ -70,26 +70,28 @@ def register_tile(
     rows: int, offsets: Sequence[int], lanes: int, depth: int, terms: Callable[[Any], Sequence[Term]],
     finish: Callable[[int, Any, Any], tirx.Stmt],
 ) -> tirx.Stmt:  # fmt: skip
-    """`rows` x `offsets` vectors of sums over `depth` steps of `terms(step)`, then `finish(row, column, sum)` for each; unrolled."""
-    sums = tirx.decl_buffer((rows * len(offsets) * lanes,), "float32", "sums", scope="local")
+    """`rows` x `offsets` vectors of sums over `depth` steps of `terms(step)`, then `finish(row, column, sum)` for each; unrolled.
 
-    def each(body: Callable[[int, Any, list[Any]], tirx.Stmt]) -> list[tirx.Stmt]:
+    A row has a buffer of its own: TVM takes one of 1,024 bytes or more from a pool, which a compiler does not turn into registers.
+    """
+    sums = [tirx.decl_buffer((len(offsets) * lanes,), "float32", f"sums{r}") for r in range(rows)]
+
+    def each(body: Callable[[int, Any, tirx.Buffer, list[Any]], tirx.Stmt]) -> list[tirx.Stmt]:
         def vector(r: int, v: int) -> tirx.Stmt:
-            place = (r * len(offsets) + v) * lanes
-            return loop(lanes, lambda lane: body(r, offsets[v] + lane, [place + lane]), VECTORIZED)
+            return loop(lanes, lambda lane: body(r, offsets[v] + lane, sums[r], [v * lanes + lane]), VECTORIZED)
 
         return [vector(r, v) for r in range(rows) for v in range(len(offsets))]
 
     def add(term: Term) -> list[tirx.Stmt]:
         left, right = term
-        return each(lambda r, column, at: stmt.BufferStore(sums, tirx.BufferLoad(sums, at) + left(r) * right(column), at))
+        return each(lambda r, column, row, at: stmt.BufferStore(row, tirx.BufferLoad(row, at) + left(r) * right(column), at))
 
     return sequence(
         [
-            stmt.AllocBuffer(sums),
-            *each(lambda r, column, at: stmt.BufferStore(sums, tirx.const(0.0, "float32"), at)),
+            *(stmt.AllocBuffer(row) for row in sums),
+            *each(lambda r, column, row, at: stmt.BufferStore(row, tirx.const(0.0, "float32"), at)),
             loop(depth, lambda step: sequence([update for term in terms(step) for update in add(term)])),
-            *each(lambda r, column, at: finish(r, column, tirx.BufferLoad(sums, at))),
+            *each(lambda r, column, row, at: finish(r, column, tirx.BufferLoad(row, at))),
         ]
     )
 
