@@ -32,6 +32,12 @@ class Row:
     share: float
     of_largest: float
 
+    @property
+    def label(self) -> str:
+        """Its kind and the shape of what it makes, without the number that tells it from others of its kind."""
+        _, arrow, shape = self.op.name.partition(" -> ")
+        return f"{self.kind} → {shape}" if arrow else self.op.name
+
 
 @dataclass(frozen=True)
 class Group:

@@ -137,8 +137,8 @@ def known_operators(database: CostDatabase, *, target: str, toolchain: str | Non
     rows = [row for row in database.rows(OperatorRow, target=target, toolchain=toolchain) if isinstance(row, OperatorRow)]
     if not rows:
         raise NeaptideError(
-            f"{database.path}: no operators of {target!r} with toolchain {toolchain!r}; `neaptide cost fit --toolchain NAME` takes one that "
-            f"has: {_listed(known)}"
+            f"{database.path}: no operators of {target!r} with toolchain {toolchain!r}; `neaptide cost fit --toolchain NAME` takes one "
+            f"that has: {_listed(known)}"
         )
     units = {row.unit for row in rows}
     if len(units) > 1:
