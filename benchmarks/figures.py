@@ -29,6 +29,11 @@ class Figure:
     peer: str = ""
 
 
+def shared_folder() -> Path:
+    """Where the public benchmark data lie: $NEAPTIDE_SHARED, or `shared` beside the repository."""
+    return Path(os.environ.get("NEAPTIDE_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
+
+
 def environment(threads: int | str) -> dict[str, Any]:
     """CPU model, ISA, cores, threads, Python and package versions of this run."""
     versions = {}

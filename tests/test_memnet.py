@@ -1,0 +1,191 @@
+"""MemNet: its score, its controller and its rounds, on accuracies that are a known function of the network."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from neaptide.compiler.errors import SourceError
+from neaptide.search.engine import Context, Objective, Outcome
+from neaptide.search.engines.memnet import MemNet, selection_score
+from neaptide.search.engines.memnet_controller import Controller, ControllerSettings, average_precision, discounted_gain
+from neaptide.search.spaces import load_space
+from neaptide.search.spaces.memnet import MemNet as MemNetSpace
+
+SPACE = MemNetSpace(width=8, max_blocks=3)
+TINY = ControllerSettings(hidden=24, embedding=24, steps=80, lr=5e-3, list_size=20)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+# ---- score ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_score_rises_with_accuracy_and_falls_with_memory_and_parameters():
+    pre = (90.0, 100.0, 50.0)
+    assert selection_score(*pre, pre) == 0.0
+    assert selection_score(91.0, 100.0, 50.0, pre) > 0 > selection_score(90.0, 101.0, 50.0, pre)
+    assert selection_score(90.0, 100.0, 51.0, pre) < 0
+    assert selection_score(99.0, 50.0, 25.0, pre, accuracy_weight=0.5, memory_weight=0.25) == pytest.approx(0.5 * 0.1 + 0.25 * 1.0)
+
+
+# ---- controller -------------------------------------------------------------------------------------------------------
+
+
+def sequences(n: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences of two to five one-hot blocks, each of them worth its number and later ones more; zero blocks behind them."""
+    rng = np.random.default_rng(seed)
+    kinds, length = rng.integers(0, 6, (n, 5)), rng.integers(2, 6, n)
+    there = np.arange(5) < length[:, None]
+    worth = (kinds * np.arange(1, 6) * there).sum(1) + rng.normal(0, 0.1, n)
+    return np.eye(6, dtype=np.float32)[kinds] * there[..., None], worth
+
+
+@pytest.mark.parametrize("settings", [TINY, ControllerSettings(kind="single", hidden=24, embedding=24, steps=80, lr=5e-3)])
+def test_the_controller_ranks_what_it_has_not_seen(settings):
+    blocks, worth = sequences(300)
+    controller = Controller(settings, seed=1).fit(blocks[:150], worth[:150], worth[:150] + 50, worth[:150] + 50)
+    scores = controller.score(blocks[150:])
+    assert average_precision(scores, worth[150:], 30) > 0.6
+    assert np.array_equal(
+        scores, Controller(settings, seed=1).fit(blocks[:150], worth[:150], worth[:150] + 50, worth[:150] + 50).score(blocks[150:])
+    )
+    again = Controller(settings).load(controller.state())
+    assert np.array_equal(again.score(blocks[150:]), scores)
+
+
+def test_padding_does_not_change_a_score():
+    blocks, worth = sequences(60)
+    controller = Controller(ControllerSettings(kind="single", hidden=16, embedding=16, steps=20)).fit(blocks, worth, worth + 50, worth + 50)
+    padded = np.concatenate([blocks, np.zeros((60, 4, 6), np.float32)], axis=1)
+    assert np.allclose(controller.score(blocks), controller.score(padded), atol=1e-6)
+
+
+def test_an_order_averaged_ranking_hardly_depends_on_the_order():
+    blocks, worth = sequences(120)
+    settings = ControllerSettings(hidden=24, embedding=24, steps=80, lr=5e-3, list_size=20, orders=24)
+    controller = Controller(settings).fit(blocks[:60], worth[:60], worth[:60] + 50, worth[:60] + 50)
+    straight, turned = controller.score(blocks[60:]), controller.score(blocks[60:][::-1])[::-1]
+    assert np.corrcoef(straight, turned)[0, 1] > 0.995
+
+
+def test_a_controller_that_learned_nothing_says_so():
+    with pytest.raises(SourceError, match="learned nothing yet"):
+        Controller().score(np.zeros((2, 3, 6), np.float32))
+    with pytest.raises(SourceError, match="two networks or more, not 1"):
+        Controller().fit(np.zeros((1, 3, 6), np.float32), np.ones(1), np.ones(1), np.ones(1))
+
+
+def test_rank_measures_against_their_definitions():
+    accuracy = np.array([1.0, 5.0, 3.0, 4.0, 2.0])
+    assert average_precision(accuracy, accuracy, 2) == 1.0 and discounted_gain(accuracy, accuracy, 3) == pytest.approx(1.0)
+    assert average_precision(np.array([0, 9, 0, 0, 8.0]), accuracy, 2) == 0.5
+    # Chosen: the best (rank 1) in first place, the fourth best in second.
+    got, ideal = 1 / np.log2(2) / 1 + 1 / np.log2(3) / 4, 1 / np.log2(2) / 1 + 1 / np.log2(3) / 2
+    assert discounted_gain(np.array([0, 9, 0, 0, 8.0]), accuracy, 2) == pytest.approx(got / ideal)
+
+
+# ---- engine -----------------------------------------------------------------------------------------------------------
+
+
+class Priced:
+    """An oracle of made-up costs: params and peak that are functions of the genes."""
+
+    def cost(self, rows: np.ndarray, metrics: Any = ()) -> dict[str, np.ndarray]:
+        blocks = rows[:, 0] + 1.0
+        trims = rows[:, 1 + 5 * SPACE.max_blocks :].sum(1)
+        return {"params": 1000.0 * blocks - 10 * trims, "peak": 500.0 + 100 * blocks - 20 * trims}
+
+
+class Limits:
+    """At most so much peak."""
+
+    def __init__(self, most: float = np.inf):
+        self.most = most
+
+    def feasible_rows(self, rows: np.ndarray) -> np.ndarray:
+        return Priced().cost(rows)["peak"] <= self.most
+
+
+def context(seed: int = 0, **options: Any) -> Context:
+    found: dict[str, Any] = {"candidates": 8, "rounds": 6, "controller_from": 2, "controller_steps": 4, **options}
+    limits = Limits(found.pop("most", np.inf))
+    objectives = (Objective("accuracy", True), Objective("peak", False))
+    return Context(SPACE, Priced(), objectives, limits, seed, "paper", Path("nowhere"), None, found)  # type: ignore[arg-type]
+
+
+def played(context: Context, trim_gain: float = -0.5) -> list[list[Outcome]]:
+    """All rounds; a network is as accurate as it has separable convolutions, and each trim changes that by `trim_gain`."""
+    engine, rounds = MemNet(context), []
+    while proposals := engine.ask():
+        outcomes = []
+        for proposal in proposals:
+            row = SPACE.encode([proposal.arch])
+            blocks = np.asarray(proposal.arch.genes[1 : 1 + 5 * SPACE.max_blocks]).reshape(-1, 5)[: proposal.arch.genes[0] + 1]
+            trims = sum(proposal.arch.genes[1 + 5 * SPACE.max_blocks :])
+            accuracy = 50.0 + 2 * (blocks[:, 2:4] == 5).sum() + 5 * len(blocks) + trim_gain * trims
+            costs = {name: float(v[0]) for name, v in Priced().cost(row).items()}
+            outcomes.append(Outcome(proposal, {"accuracy": float(accuracy), **costs}))
+        engine.tell(outcomes)
+        rounds.append(outcomes)
+    return rounds
+
+
+def test_rounds_are_steps_from_the_best_of_the_round_before():
+    rounds = played(context())
+    assert len(rounds) == 6 and [o.proposal.origin for o in rounds[0]] == ["augment"] * 8
+    seen = [o.proposal.arch for outcomes in rounds for o in outcomes]
+    assert len(set(seen)) == len(seen)
+    for before, outcomes in pairwise(rounds):
+        parents = {o.proposal.parent for o in outcomes}
+        assert parents <= {o.proposal.arch for o in before}
+        for outcome in outcomes:
+            assert outcome.proposal.parent is not None
+            moves = SPACE.augment if outcome.proposal.origin == "augment" else SPACE.trim
+            steps = moves(outcome.proposal.parent)
+            assert outcome.proposal.arch in steps
+            assert outcome.proposal.settings["epochs"] == (60 if outcome.proposal.origin == "augment" else 20)
+            assert ("weights" in outcome.proposal.settings) == (outcome.proposal.origin == "trim")
+
+
+def test_a_trim_that_wins_is_made_in_the_others_of_its_round():
+    rounds = played(context(candidates=30, memory_weight=0.9, accuracy_weight=0.1), trim_gain=2.0)
+    followed = 0
+    for before, outcomes in pairwise(rounds):
+        if len({o.proposal.parent for o in outcomes}) > 1:
+            followed += 1
+            assert all(o.proposal.origin == "trim" and o.proposal.parent != o.proposal.arch for o in outcomes)
+            steps = [(o.proposal.parent.genes, o.proposal.arch.genes) for o in outcomes if o.proposal.parent is not None]
+            added = {next(i for i, (a, b) in enumerate(zip(*step, strict=True)) if b > a) for step in steps}
+            assert len(added) == 1 and {o.proposal.parent for o in outcomes} <= {o.proposal.arch for o in before}
+    assert followed
+
+
+def test_the_same_seed_gives_the_same_rounds_and_another_does_not():
+    def archs(seed: int) -> list[list[Any]]:
+        return [[o.proposal for o in outcomes] for outcomes in played(context(seed, rounds=3))]
+
+    assert archs(1) == archs(1) != archs(2)
+
+
+def test_limits_hold_and_the_search_ends_where_no_step_keeps_them():
+    rounds = played(context(most=650.0))
+    assert all(o.values["peak"] <= 650.0 for outcomes in rounds for o in outcomes) and all(o.proposal.arch.genes[0] == 0 for o in rounds[0])
+    assert played(context(most=100.0)) == []
+
+
+def test_it_grows_memnet_and_nothing_else():
+    with pytest.raises(SourceError, match="grows the cells of space memnet, not of nasbench201"):
+        MemNet(SimpleNamespace(space=load_space("nasbench201"), objectives=(), options={}, preset="smoke"))  # type: ignore[arg-type]
