@@ -45,7 +45,8 @@ PRESETS = {
         "accuracy_weight": 0.5, "memory_weight": 0.5, "inherit": True, "distinct": True,
     },
     "paper": {
-        "candidates": 100, "rounds": 10, "augment_epochs": 60, "trim_epochs": 20, "controller_from": 2, "controller_steps": 250, "members": 1,
+        "candidates": 100, "rounds": 10, "augment_epochs": 60, "trim_epochs": 20, "controller_from": 2,
+        "controller_steps": 250, "members": 1,
         "accuracy_weight": 0.5, "memory_weight": 0.5, "inherit": False, "distinct": False,
     },
 }  # fmt: skip
