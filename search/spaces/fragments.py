@@ -7,12 +7,34 @@ module path is the same, so that a space remembers it and a graph costs little m
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from ...compiler.graph import Graph, Node, Storage, Tensor
 
 INPUT = -1
 """Stands in a placed node for the tensor that the stretch reads."""
+
+_new = object.__new__
+_id, _op, _inputs, _outputs, _writes, _attrs, _scope, _source, _workspace, _phase = [getattr(Node, f.name).__set__ for f in fields(Node)]
+
+
+def inference_node(
+    at: int, op: str, inputs: tuple[int, ...], outputs: tuple[int, ...], writes: tuple[int, ...], attrs: Any, scope: str
+) -> Node:
+    """`Node(at, op, inputs, outputs, writes, attrs, scope)` in half the time: its slots are filled without the detour of frozen classes."""
+    node = _new(Node)
+    _id(node, at)
+    _op(node, op)
+    _inputs(node, inputs)
+    _outputs(node, outputs)
+    _writes(node, writes)
+    _attrs(node, attrs)
+    _scope(node, scope)
+    _source(node, "")
+    _workspace(node, 0)
+    _phase(node, "forward")
+    return node
 
 
 class Placed(NamedTuple):
@@ -32,7 +54,7 @@ class Placed(NamedTuple):
         for op, inputs, outputs, writes, attrs, scope in self.nodes:
             if INPUT in inputs:
                 inputs = tuple([x if t == INPUT else t for t in inputs])
-            nodes.append(Node(at, op, inputs, outputs, writes, attrs, scope))
+            nodes.append(inference_node(at, op, inputs, outputs, writes, attrs, scope))
             at += 1
         return self.result
 

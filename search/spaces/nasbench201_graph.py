@@ -12,7 +12,7 @@ from functools import cached_property
 from itertools import chain
 
 from ...compiler.graph import Graph, Node, Ref, Storage, Tensor
-from .fragments import Placed, place_all
+from .fragments import Placed, inference_node, place_all
 from .layers import LayerGraph
 
 OPERATIONS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -88,10 +88,10 @@ class GraphMaker:
                         total = y
                     else:
                         inputs, attrs = ((total, y), _ADD) if total != y else ((y,), _DOUBLE)
-                        nodes.append(Node(len(nodes), "aten.add.Tensor", inputs, (made,), (), attrs, scope))
+                        nodes.append(inference_node(len(nodes), "aten.add.Tensor", inputs, (made,), (), attrs, scope))
                         total, made = made, made + 1
                 if total < 0:
-                    nodes.append(Node(len(nodes), "aten.mul.Tensor", (x,), (made,), (), _ZERO, scope))
+                    nodes.append(inference_node(len(nodes), "aten.mul.Tensor", (x,), (made,), (), _ZERO, scope))
                     total, made = made, made + 1
                 values.append(total)
             x = values[3]
