@@ -113,6 +113,7 @@ class Oracle:
         self._arenas: dict[tuple[bytes, bool], tuple[int, int]] = {}
         self._keys: list[bytes] = []
         self._least: dict[str, Least] = {}
+        self._unknown: set[str] = set()
         self._key_ids: dict[bytes, int] = {}
         self._memory = None if memory is False else SegmentMemory.of(space, self.accounting.name, self.weights, memory)
         self._recall()
@@ -132,6 +133,8 @@ class Oracle:
         rows = self.rows(archs)
         asked = check_metrics(metrics)
         found = self._static(rows, "arena" in asked)
+        if {"macs", "flops"} & set(asked) and (found[MACS] < 0).any():
+            raise SourceError(f"multiply-adds of {', '.join(sorted(self._unknown))} are not known, and so not those of {self.space.name}")
         values: dict[str, Any] = {
             "params": found[PARAMS],
             "macs": found[MACS],
@@ -307,6 +310,7 @@ class Oracle:
         entry[[PEAK, BOUND]] = peak, bound
         entry[[PARAMS, MACS, WEIGHTS]] = one.work.params, one.work.macs, one.work.weight_bytes
         entry[SOLVED] = self._key_id(one.key)
+        self._unknown |= {one.work.unknown} - {""}
 
     def _key_id(self, key: bytes) -> int:
         if key not in self._key_ids:

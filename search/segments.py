@@ -41,9 +41,12 @@ import numpy as np
 from ..compiler.errors import SourceError
 from ..compiler.graph import ITEMSIZE, WEIGHT_ROLES, Graph, Node, Storage, Tensor
 from ..compiler.ops import node_work
+from ..passes.attribution import parameter_elements
 from ..passes.liveness import counted_storages, liveness
 from ..passes.schedule import schedule
 from .space import Slot
+
+UNKNOWN = -(1 << 56)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,11 +67,14 @@ class Segment:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What a segment adds to a network: elements of parameters, multiply-adds, bytes of weights."""
+    """What a segment adds to a network: elements of parameters, multiply-adds, bytes of weights. `unknown`: an op of unknown work, if
+    there is one; `macs` is then `UNKNOWN`, so far below zero that the sum over a network is too.
+    """
 
     params: int
     macs: int
     weight_bytes: int
+    unknown: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -236,18 +242,19 @@ class Cutter:
 
 
 def work(segment: Segment) -> Work:
-    """Parameters, multiply-adds and weights of a segment. Raises `SourceError` naming an op whose work is unknown."""
+    """Parameters, multiply-adds and weights of a segment."""
     graph = segment.graph
-    macs = 0
+    macs, unknown = 0, ""
     for v in segment.nodes:
         done = node_work(graph, graph.nodes[v])
         if done is None:
-            raise SourceError(f"multiply-adds of {graph.nodes[v].op} in scope {graph.nodes[v].scope!r} of {graph.name} are not known")
-        macs += done.macs
-    kept = set(segment.weights)
-    item = {t.storage: ITEMSIZE[t.dtype] for t in graph.tensors if t.storage in kept}
-    params = sum(graph.storages[s].nbytes // item.get(s, 1) for s in kept if graph.storages[s].role == "parameter")
-    return Work(params, macs, sum(graph.storages[s].nbytes for s in kept))
+            unknown = graph.nodes[v].op
+        else:
+            macs += done.macs
+    elements = parameter_elements(graph)
+    params = sum(elements[s] for s in segment.weights if s in elements)
+    held = sum(graph.storages[s].nbytes for s in segment.weights)
+    return Work(params, UNKNOWN if unknown else macs, held, unknown)
 
 
 def planning_key(segment: Segment) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import prod
 
 import numpy as np
 
@@ -23,9 +24,8 @@ class SlotTables:
     """
 
     def __init__(self, slots: Sequence[Slot], cardinalities: Sequence[int], *, dense_codes: int = DENSE_CODES):
-        self.cardinalities = np.asarray(cardinalities, np.int64)
         self.slots = tuple(slots)
-        sizes = [int(np.prod(self.cardinalities[list(slot.genes)], dtype=np.float64)) for slot in self.slots]
+        sizes = [prod(cardinalities[g] for g in slot.genes) for slot in self.slots]
         self.dense = [k for k, size in enumerate(sizes) if size <= dense_codes]
         self.sparse = [k for k, size in enumerate(sizes) if size > dense_codes]
         genes, strides, self._genes_at, base = [], [], np.zeros(len(self.dense) + 1, np.int64), []
@@ -33,7 +33,7 @@ class SlotTables:
         for i, k in enumerate(self.dense):
             stride = sizes[k]
             for g in self.slots[k].genes:
-                stride //= int(self.cardinalities[g])
+                stride //= cardinalities[g]
                 genes.append(g)
                 strides.append(stride)
             self._genes_at[i + 1] = len(genes)
