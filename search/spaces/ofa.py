@@ -4,8 +4,8 @@ Five stages of two to four inverted residual blocks, each block with a kernel an
 resolutions. The three spaces differ in widths, strides and in which choices hang together. Channels between the 1x1 convolutions of
 a block are `divisible(round(inputs * expansion))`.
 
-MOOFA's widths are those of its published code, which follow no printed equation (see `search.moofa_sizing`); its depthwise shapes
-halve once more than Once-For-All's, so that the last stage of a 224-pixel image is 4 pixels wide.
+MOOFA's widths are those of its published code (`search.moofa_sizing` derives them; the printed equations do not). Its stages halve the
+image once more than Once-For-All's, so that the last one works on 4 x 4 pixels of a 224-pixel image.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class OFAMobileNetV3(ChainSpace):
         classes: int = 1000,
         dropout: float = 0.1,
     ):
-        self.width_mult = width_mult
+        self._scaled = {"width_mult": width_mult, "widths": list(widths or self.WIDTHS)}
         self.resolutions = tuple(resolutions or self.RESOLUTIONS)
         self.depths, self.kernels, self.expands = tuple(depths), tuple(kernels), tuple(expands or self.EXPANDS)
         self.widths = tuple(divisible(w * width_mult) if width_mult != 1 else w for w in widths or self.WIDTHS)
@@ -87,10 +87,8 @@ class OFAMobileNetV3(ChainSpace):
 
     def describe(self) -> dict[str, Any]:
         """See `Space.describe`."""
-        scaled = {} if self.width_mult == 1 else {"width_mult": self.width_mult}
-        widths = {} if scaled or self.widths == self.WIDTHS else {"widths": list(self.widths)}
         options = {
-            **scaled, **widths, "resolutions": list(self.resolutions), "depths": list(self.depths), "kernels": list(self.kernels),
+            **self._scaled, "resolutions": list(self.resolutions), "depths": list(self.depths), "kernels": list(self.kernels),
             "expands": list(self.expands), "strides": list(self.strides[1:]), "stem_stride": self.strides[0],
             "classes": self.classes, "dropout": self.dropout,
         }  # fmt: skip
