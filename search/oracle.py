@@ -30,7 +30,8 @@ from .tables import ARENA, ARENA_BOUND, BOUND, MACS, PARAMS, PEAK, SOLVED, WEIGH
 if TYPE_CHECKING:
     from ..targets.database import CostDatabase
 
-CHUNK = 1 << 14
+CHUNK = 1024
+"""Architectures whose segments are solved before what was found is kept on disk."""
 DEFAULT_METRICS = ("params", "macs", "peak")
 
 
@@ -236,9 +237,8 @@ class Oracle:
         unknown = np.flatnonzero(found[SOLVED] < 0)
         if len(unknown) and self.composed:
             unknown = unknown[self._whole.compose(rows[unknown])[SOLVED] < 0]
-        for i in range(0, len(unknown), CHUNK):
-            self._fill(self._tables, self._pricing, rows[unknown[i : i + CHUNK]])
         if len(unknown):
+            self._fill(self._tables, self._pricing, rows[unknown])
             found = self._tables.compose(rows)
         if arena:
             self._place(self._tables, rows[found[SOLVED] >= 0], self.composed)
@@ -272,30 +272,22 @@ class Oracle:
 
     def _fill(self, tables: SlotTables, pricing: Pricing, rows: np.ndarray) -> None:
         """Solve every segment of `rows` that `tables` lacks, building few networks: those with most of what is lacking first."""
-        index = tables.index(np.unique(rows, axis=0))
         rows = np.unique(rows, axis=0)
-        missing = tables.table[index, SOLVED] < 0
-        chosen: list[tuple[np.ndarray, frozenset[int]]] = []
-        pending = missing.copy()
-        while True:
-            count = pending.sum(axis=1)
-            i = int(count.argmax()) if len(count) else 0
-            if not len(count) or not count[i]:
-                break
-            chosen.append((rows[i], frozenset(np.flatnonzero(pending[i]).tolist())))
-            for k in np.flatnonzero(pending[i]):
-                pending[:, k] &= index[:, k] != index[i, k]
-        new: list[tuple[int, bytes, Priced]] = []
-        for (row, _), (reason, priced, keys) in zip(chosen, self._priced(pricing, chosen), strict=True):
-            if reason:
-                continue
-            self._check_promise(tables, row, keys)
-            for one in priced:
-                key = tables.key(one.slot, row)
-                self._write(tables, tables.at(one.slot, key), one)
-                new.append((one.slot, key, one))
-        if self._memory is not None and new:
-            self._memory.put(tables is not self._tables, new)
+        for i in range(0, len(rows), CHUNK):
+            part = rows[i : i + CHUNK]
+            index = tables.index(part)
+            chosen = _covering(part, index, tables.table[index, SOLVED] < 0)
+            new: list[tuple[int, bytes, Priced]] = []
+            for (row, _), (reason, priced, keys) in zip(chosen, self._priced(pricing, chosen), strict=True):
+                if reason:
+                    continue
+                self._check_promise(tables, row, keys)
+                for one in priced:
+                    key = tables.key(one.slot, row)
+                    self._write(tables, tables.at(one.slot, key), one)
+                    new.append((one.slot, key, one))
+            if self._memory is not None and new:
+                self._memory.put(tables is not self._tables, new)
 
     def _priced(self, pricing: Pricing, chosen: list[tuple[np.ndarray, frozenset[int]]]) -> Iterable[tuple[str, list[Priced], list[bytes]]]:
         if self.workers < 2 or len(chosen) < 2 * self.workers:
@@ -359,6 +351,17 @@ class Oracle:
             entry[[PEAK, BOUND, PARAMS, MACS, WEIGHTS]] = values
             entry[SOLVED] = self._key_id(key)
         self._arenas.update(self._memory.arenas())
+
+
+def _covering(rows: np.ndarray, index: np.ndarray, missing: np.ndarray) -> list[tuple[np.ndarray, frozenset[int]]]:
+    """Rows that together have every table row of `index` that is `missing`, and the slots in which each is the first to have it."""
+    chosen: list[tuple[np.ndarray, frozenset[int]]] = []
+    while missing.any():
+        i = int(missing.sum(axis=1).argmax())
+        slots = np.flatnonzero(missing[i])
+        chosen.append((rows[i], frozenset(slots.tolist())))
+        missing[:, slots] &= index[:, slots] != index[i, slots]
+    return chosen
 
 
 _worker: Pricing | None = None

@@ -27,6 +27,7 @@ from neaptide.search.spaces import list_spaces, load_space
 from neaptide.search.tables import SOLVED, SlotTables
 from neaptide.testing import brute_force_optimum
 
+SMALLER = {"darts": {"layers": 5, "channels": 8}, "proxyless_tree": {"B": 2}, "nasbench201": {"N": 2}}
 KINDS = ("absent", "plain", "residual", "squeezed")
 
 
@@ -147,7 +148,7 @@ def test_a_space_of_ones_own_costs_what_the_pipeline_says():
 
 @pytest.mark.parametrize("name", list_spaces())
 def test_spaces_cost_what_the_pipeline_says(name):
-    space = load_space(name, **({"layers": 5, "channels": 8} if name == "darts" else {}))
+    space = load_space(name, **SMALLER.get(name, {}))
     agree(space, space.sample_rows(np.random.default_rng(5), 3))
 
 
@@ -211,7 +212,7 @@ def random_chain(seed: int, slots: int = 3) -> Graph:
 
 def test_composition_brackets_the_optimum_of_random_chains():
     composed = dead = refused = 0
-    for seed in range(400):
+    for seed in range(250):
         graph = random_chain(seed)
         cut = Cutter("chain", [Slot(f"s{k}", ()) for k in range(3)]).cut(graph)
         if isinstance(cut, str):
@@ -232,7 +233,7 @@ def test_composition_brackets_the_optimum_of_random_chains():
         if peak == bound:
             arenas = [composable_arena(s) for s in solved]
             assert max(a for a, _ in arenas) >= max(low for _, low in arenas)
-    assert composed > 100 and dead > 20 and refused > 20, (composed, dead, refused)
+    assert composed > 60 and dead > 12 and refused > 12, (composed, dead, refused)
 
 
 def cut_of(cutter: Cutter, graph: Graph) -> tuple[Segment, ...]:
