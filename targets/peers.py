@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -23,17 +24,30 @@ class Runner:
     version: str
 
 
+@contextmanager
 def peer_runners(
     model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, inputs: Sequence[np.ndarray], *, threads: int
-) -> tuple[dict[str, Runner], tuple[str, ...]]:
+) -> Iterator[tuple[dict[str, Runner], tuple[str, ...]]]:
     """Runners by name ("torch", "onnxruntime") with `threads` threads each, and a sentence for each runtime that cannot run `model`.
 
     A torch model goes to onnxruntime through `torch.onnx`; an ONNX model does not go to torch. A module runs as a copy in inference
-    mode. Sets torch's number of threads for the whole process.
+    mode. Within the context torch has `threads` threads in the whole process, after it as many as before.
     """
     import torch
 
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
+    try:
+        yield _runners(model, args, kwargs, inputs, threads)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _runners(
+    model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, inputs: Sequence[np.ndarray], threads: int
+) -> tuple[dict[str, Runner], tuple[str, ...]]:
+    import torch
+
     runners: dict[str, Runner] = {}
     module, content = model, None
     if isinstance(model, (str, Path)):

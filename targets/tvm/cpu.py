@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib.metadata import version
 from statistics import median
@@ -33,7 +34,7 @@ from .cpu_schedules import VERSION
 from .fused_graph import FusedProgram, fused_program
 from .importer import to_relax
 from .lower import signature
-from .tune import Tuned, build, cpu_target, tune, tuned_module, unscheduled
+from .tune import Compiled, Tuned, build, cpu_target, tune, tuned_module, unscheduled
 
 TRIALS = 32
 ROUNDS, ROUND_S = 15, 0.01
@@ -51,7 +52,7 @@ def measure_cpu(
     threads: int = 1,
     trials: int = TRIALS,
     peers: bool = True,
-    libraries: dict[str, Any] | None = None,
+    libraries: dict[str, Compiled] | None = None,
     database: CostDatabase | None = None,
     progress: Callable[[str], None] | None = None,
 ) -> Cost:
@@ -85,28 +86,29 @@ def measure_cpu(
     say("compiling")
     compiled = {} if libraries is None else libraries
 
-    def library(symbol: str, func: tvm.tirx.PrimFunc) -> Any:
+    def operator(symbol: str, func: tvm.tirx.PrimFunc) -> Compiled:
         known = found.get(keys[symbol])
         key = f"{keys[symbol]} {machine} {json.dumps(known.trace) if known else None}"
         if key not in compiled:
             compiled[key] = build(tuned_module(func, known.trace, machine), machine) if known else unscheduled(func, machine)
         return compiled[key]
 
-    built = {symbol: library(symbol, func) for symbol, func in program.kernels.items()}
+    built = {symbol: operator(symbol, func) for symbol, func in program.kernels.items()}
     inputs = input_arrays(graph, args, kwargs)
     network = _Network(graph, order.order, plan, built, inputs)
     network.run()
     error = relative_error(network.outputs(), reference_outputs(model, args, kwargs, inputs))
     runners = {"tvm": network.run}
     absent: tuple[str, ...] = ()
-    if peers:
-        say("preparing torch and onnxruntime")
-        others, absent = peer_runners(model, args, kwargs, inputs, threads=threads)
-        runners |= {label: runner.run for label, runner in others.items()}
-        versions |= {label: runner.version for label, runner in others.items()}
-    say("running")
-    timings = interleaved(runners)
-    cost = _cost(title, target.name, graph, plan, order.order, keys, found, timings, error, versions, absent)
+    with ExitStack() as others:
+        if peers:
+            say("preparing torch and onnxruntime")
+            beside, absent = others.enter_context(peer_runners(model, args, kwargs, inputs, threads=threads))
+            runners |= {label: runner.run for label, runner in beside.items()}
+            versions |= {label: runner.version for label, runner in beside.items()}
+        say("running")
+        timings = interleaved(runners)
+    cost = _cost(title, target.name, graph, plan, order.order, keys, built, found, timings, error, versions, absent)
     if database is not None and cost.latency is not None and name:
         operators = dict(Counter(op.signature for op in cost.per_op))
         own = toolchain_of({tool: versions[tool] for tool in OWN_TOOLS})
@@ -152,13 +154,13 @@ def _tuned(
         row = database.get(key, target, toolchain) if database is not None else None
         known = None
         if row is not None and "trace" in row.extra:
-            known = Tuned(row.value, row.spread or 0.0, int(row.extra["trials"]), row.extra["trace"])
+            known = Tuned(row.value, row.spread or 0.0, int(row.extra["trials"]), row.extra["trace"], row.bytes)
         if trials > (known.trials if known else 0):
             say(f"tuning operator {i + 1} of {len(funcs)}: {key.partition('#')[0]}")
             known = tune(func, machine, trials=trials, known=known)
             if database is not None:
                 extra = {"trials": known.trials, "trace": known.trace}
-                row = OperatorRow(key, target, toolchain, known.seconds, "seconds", known.spread, features=features(key), extra=extra)
+                row = OperatorRow(key, target, toolchain, known.seconds, "seconds", known.spread, known.workspace, features(key), extra)
                 database.put(row)
         if known is not None:
             found[key] = known
@@ -166,18 +168,18 @@ def _tuned(
 
 
 class _Network:
-    """Compiled operators over one arena. Kernel workspaces are TVM's own, taken from its pool while an operator runs."""
+    """Compiled operators over one arena. Workspaces are taken from TVM's pool while an operator runs, and counted beside the arena."""
 
-    def __init__(self, graph: Graph, order: Sequence[int], plan: Plan, libraries: Mapping[str, Any], inputs: Sequence[np.ndarray]):
+    def __init__(self, graph: Graph, order: Sequence[int], plan: Plan, operators: Mapping[str, Compiled], inputs: Sequence[np.ndarray]):
         room = np.zeros(plan.arena + ALIGNMENT, np.uint8)
         self._arena = room[-room.ctypes.data % ALIGNMENT :]
         self._graph, self._plan = graph, plan
         self._values = {t: tvm.runtime.tensor(array) for t, array in graph.values.items()}
-        self._functions = {symbol: library["main"] for symbol, library in libraries.items()}
+        self._functions = {symbol: compiled.function for symbol, compiled in operators.items()}
         nodes = [graph.nodes[v] for v in order]
         tensors = {t: self._tensor(t) for node in nodes for t in (*node.inputs, *node.outputs)}
         self._calls = [
-            (self._functions[node.op], [tensors[t] for t in (*node.inputs, *node.outputs)]) for node in nodes if node.op in libraries
+            (self._functions[node.op], [tensors[t] for t in (*node.inputs, *node.outputs)]) for node in nodes if node.op in operators
         ]
         self._inputs = [(self._view(t), array) for t, array in zip(graph.inputs, inputs, strict=True)]
 
@@ -211,8 +213,8 @@ class _Network:
 
 
 def _cost(
-    title: str, target: str, graph: Graph, plan: Plan, order: Sequence[int], keys: Mapping[str, str], found: Mapping[str, Tuned],
-    timings: Mapping[str, Timing], error: float, versions: Mapping[str, str], absent: Sequence[str],
+    title: str, target: str, graph: Graph, plan: Plan, order: Sequence[int], keys: Mapping[str, str], built: Mapping[str, Compiled],
+    found: Mapping[str, Tuned], timings: Mapping[str, Timing], error: float, versions: Mapping[str, str], absent: Sequence[str],
 ) -> Cost:  # fmt: skip
     per_op = []
     for v in order:
@@ -221,7 +223,8 @@ def _cost(
             known = found.get(keys[node.op])
             shapes = " ".join("x".join(map(str, graph.tensors[t].shape)) for t in node.outputs)
             label = f"{node.op.removeprefix('fused_')} -> {shapes}"
-            per_op.append(OpCost(label, keys[node.op], seconds=known.seconds if known else None, tuned=known is not None))
+            seconds, workspace = known.seconds if known else None, built[node.op].workspace
+            per_op.append(OpCost(label, keys[node.op], seconds=seconds, bytes=workspace, tuned=known is not None))
     untuned = len({op.signature for op in per_op if not op.tuned})
     whole = timings["tvm"]
     reasons = []
@@ -234,7 +237,8 @@ def _cost(
             f"tuned: {len(set(keys.values()))} distinct operators, {fewest} or more schedules tried for each; alone they take "
             f"{alone * 1e3:.2f} ms together"
         )
-    reasons.append("the arena holds tensors; operators take workspace of their own from TVM's pool, which is not counted")
+    most = max((op.bytes for op in per_op), default=0)
+    reasons.append(f"beside the arena's {plan.arena:,} B, operators take up to {most:,} B of workspace from TVM's pool, one at a time")
     reasons += absent
     return Cost(
         target=target,

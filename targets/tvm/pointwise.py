@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import tvm
 from tvm import s_tir, tirx
 from tvm_ffi import structural_equal
 
 from .schedules import blocks, inline_producers, is_reduction
+from .search_space import operator_module
 from .tiles import LEAST_SUMS, PARALLEL, SERIAL, factors, integer, loop, over_tiles, over_vectors, register_tile, storing, substituted
 
 
@@ -61,7 +61,7 @@ def tile_sizes(rows: int, columns: int, lanes: int, registers: int) -> list[tupl
 
 def product(func: tirx.PrimFunc) -> Product | None:
     """`func` read as a matrix product of float32; None when it is something else."""
-    sch = s_tir.Schedule(tvm.IRModule({"main": func}))
+    sch = s_tir.Schedule(operator_module(func))
     inline_producers(sch)
     found = [sch.get(block) for block in blocks(sch)]
     if [is_reduction(sch, block) for block in blocks(sch)] not in ([True], [True, False]):

@@ -17,6 +17,7 @@ from tvm import s_tir, tirx
 from tvm.tirx import stmt
 
 from .schedules import blocks, is_reduction
+from .search_space import operator_module
 from .tiles import (
     LEAST_SUMS,
     PARALLEL,
@@ -71,7 +72,7 @@ class Convolution:
 
 def convolution(func: tirx.PrimFunc) -> Convolution | None:
     """`func` read as a convolution of float32, of any window but one of a single tap at stride 1; None when it is something else."""
-    sch = s_tir.Schedule(tvm.IRModule({"main": func}))
+    sch = s_tir.Schedule(operator_module(func))
     for block in blocks(sch):
         consumers = sch.get_consumers(block)
         if consumers and not is_reduction(sch, block) and not any(is_reduction(sch, c) for c in consumers):
