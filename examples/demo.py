@@ -13,8 +13,10 @@ import torch
 
 import neaptide
 from neaptide.compiler.reference_models import reference_model
+from neaptide.compiler.serialize import write_text
 from neaptide.report.console import Stages, output
 from neaptide.report.measurement import measurement_view
+from neaptide.report.measurement_html import render_measurement
 from neaptide.report.units import format_bytes
 from neaptide.targets.measure import measure
 
@@ -60,9 +62,11 @@ def main(name: str = "darts_cifar") -> int:
     with Stages() as stages:
         cost = measure(make_model(), make_args(), target=PART, name=SMALL, progress=stages)
     console.print(measurement_view(cost, shown=5))
+    page = Path("out") / f"{SMALL}-{PART}.html"
+    write_text(page, render_measurement(cost, neaptide.load_target(PART)))
 
     console.rule("[bold]5  look at it")
-    console.print(f"  {report}", highlight=False)
+    console.print(f"  {report}\n  {page}", highlight=False)
     return 0 if difference is None else 1
 
 
