@@ -39,6 +39,7 @@ BENCHMARKS = {
     "predictors": "Predictors on published latencies",
     "predictor_mcu": "Predictor of microcontroller instructions",
     "predictor_cpu": "Predictor of latencies on this machine's CPU",
+    "spaces": "Graphs of search spaces against traces of their modules",
     "published": "Published networks from their block tables",
     "nasbench201_space": "NAS-Bench-201: the whole space",
 }
