@@ -113,6 +113,9 @@ Database = Annotated[
     _option("--database", panel=OUTPUT, metavar="FILE", help="Of measured costs. Default: $NEAPTIDE_COSTS, else the user's data folder."),
 ]
 Json = Annotated[bool, _option("--json", panel=OUTPUT, help="Print one line of JSON: `best`, the front, and how to find the study.")]
+Html = Annotated[
+    str, _option("--html", panel=OUTPUT, metavar="FILE", help="Write an interactive page of the front and each network's memory over time.")
+]
 Csv = Annotated[str, _option("--csv", panel=OUTPUT, metavar="FILE", help="Write the front as CSV.")]
 
 
@@ -142,13 +145,14 @@ def search(
     database: Database = "",
     json: Json = False,
     csv: Csv = "",
+    html: Html = "",
 ) -> int:
     """Search a space for networks that keep every limit and are best by the objectives."""
     from .search.outputs import write_front
     from .search.run import search as run
     from .targets.database import CostDatabase
 
-    check_writable([csv])
+    check_writable([csv, html])
     with Stages() as stages, CostDatabase(database or None) as costs:
         try:
             result = run(
@@ -164,6 +168,12 @@ def search(
             raise
         stages("writing the chosen network")
         written = _written(result, Path(out))
+        if html:
+            from .report.search_html import render_search
+
+            stages("drawing the front")
+            Path(html).write_text(render_search(result), encoding="utf-8")
+            written.append(html)
     if csv:
         write_front(result, csv)
         written.append(csv)

@@ -26,7 +26,7 @@ def search_view(result: SearchResult) -> RenderableType:
 
 
 def _front(result: SearchResult) -> Table:
-    metrics = _metrics(result)
+    metrics = metrics_of(result)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=QUIET, pad_edge=False)
     wanted = {o.metric for o in result.objectives}
     for name in metrics:
@@ -66,9 +66,9 @@ def _feet(result: SearchResult) -> list[Text]:
     return feet
 
 
-def _metrics(result: SearchResult) -> list[str]:
+def metrics_of(result: SearchResult) -> list[str]:
     """Objectives first, then what says most, then the rest that is a known metric."""
-    present = dict.fromkeys(name for c in result.front for name in c.values if name in METRICS)
+    present = dict.fromkeys(name for c in result.front or result.trials for name in c.values if name in METRICS)
     order = [o.metric for o in result.objectives] + [n for n in FIRST if n in present] + list(present)
     return list(dict.fromkeys(n for n in order if n in present))
 

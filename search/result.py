@@ -46,9 +46,9 @@ class SearchResult:
     """The end of a search. `best`: of the front, the best by the first objective, then the next; None when nothing was feasible.
 
     `front`: feasible candidates that no other one beats in every objective, best first. `trials`: all, in the order they were asked
-    for. `test_accuracy`: of `best`, in percent, on what no search has seen; None where there is nothing of the kind. `kinds`: how the
-    oracle knows each metric ("exact", "predicted", "measured" or "bound"). `study`, `study_name`: where Optuna finds it. `taken_over`:
-    trials that a study taken up had already; `seconds`: what this run took.
+    for. `limits`: by metric, the tightest of the constraints. `test_accuracy`: of `best`, in percent, on what no search has seen; None
+    where there is nothing of the kind. `kinds`: how the oracle knows each metric ("exact", "predicted", "measured" or "bound"). `study`,
+    `study_name`: where Optuna finds it. `taken_over`: trials that a study taken up had already; `seconds`: what this run took.
     """
 
     space: Space
@@ -69,6 +69,7 @@ class SearchResult:
     folder: str
     seconds: float
     versions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    limits: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 
     def to_dict(self, *, trials: bool = False) -> dict[str, Any]:
         """As versioned JSON values; with `trials`, those too."""
@@ -81,6 +82,7 @@ class SearchResult:
             "seed": self.seed,
             "objectives": [o.metric for o in self.objectives],
             "constraints": list(self.constraints),
+            "limits": dict(self.limits),
             "target": self.target or None,
             "study": self.study,
             "study_name": self.study_name,

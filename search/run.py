@@ -167,6 +167,7 @@ class _Search:
             seed=context.seed,
             objectives=context.objectives,
             constraints=tuple(c.text for c in context.constraints),
+            limits=MappingProxyType({m: min(c.limit for c in context.constraints if c.metric == m) for m in context.constraints.metrics}),
             target=setup.target.name if setup.target is not None else "",
             best=best,
             front=tuple(found),

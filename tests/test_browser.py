@@ -11,11 +11,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import neaptide
 from neaptide.compiler.graph import Graph, GraphBuilder
 from neaptide.report.measurement_html import memories, profile, render_measurement
+from neaptide.report.search_html import render_search
+from neaptide.search.engine import Objective
+from neaptide.search.result import Candidate, SearchResult, front_of
+from neaptide.search.spaces import load_space
 from neaptide.targets.cost import Cost, OpCost
 from neaptide.targets.spec import load_target
 
@@ -341,3 +346,59 @@ def test_operators_sort_by_cost_and_by_place(browser, tmp_path):
     assert browser.evaluate("document.documentElement.dataset.theme") in ("dark", "light")
     assert sum(row.share for row in profile(cost)) == pytest.approx(100)
     assert [memory.used for memory in memories(cost, load_target("stm32f746"))] == [197_024, 353_148]
+
+
+def found(trials: int = 30, *, feasible: bool = True) -> SearchResult:
+    """A search of small NAS-Bench-201 networks with made-up accuracies; one origin tries to break out of the page."""
+    space = load_space("nasbench201", C=4, N=1, resolution=8)
+    archs = space.decode(space.sample_rows(np.random.default_rng(0), trials))
+    tried = tuple(
+        Candidate(i, arch, space.text(arch), EVIL if i == 0 else "random", {"accuracy": 50.0 + (i * 37) % 40, "peak": 4096 + 512 * (i % 7),
+                  "params": 1000.0 + i}, feasible)
+        for i, arch in enumerate(archs)
+    )  # fmt: skip
+    objectives = (Objective("accuracy", True), Objective("peak", False))
+    front = tuple(front_of(tried, objectives))
+    best = front[0] if front else None
+    return SearchResult(
+        space, "random", "smoke", 0, objectives, ("peak<=6KB", EVIL), "", best, front, tried, 71.5, {"peak": "exact"},
+        0, "sqlite:///study", "search", "folder", 1.5, {"neaptide": "0"}, {"peak": 6000.0},
+    )  # fmt: skip
+
+
+def test_a_search_has_a_page_with_the_memory_of_every_network_of_its_front(browser, tmp_path):
+    result = found()
+    (tmp_path / "search.html").write_text(render_search(result), encoding="utf-8")
+    browser.open(tmp_path / "search.html")
+    assert browser.complaints() == [] and browser.requests() == [] and browser.evaluate("window.hacked") is None
+    assert browser.evaluate("document.querySelectorAll('#front tbody tr').length") == len(result.front) >= 2
+    for i, candidate in enumerate(result.front):
+        graph = result.space.graph(candidate.arch)
+        browser.evaluate(f"document.querySelector('#front tr[data-front=\"{i}\"]').click()")
+        assert browser.evaluate(f"Math.max(...DATA.timelines[{i}].live)") == neaptide.schedule(graph, inputs="planned").peak
+        assert candidate.text in browser.evaluate("document.getElementById('chosen').textContent")
+    assert browser.evaluate("places.filter((p) => p).length") == len(result.trials)
+    assert browser.evaluate("[...document.querySelectorAll('section')].filter((s) => s.scrollWidth > s.clientWidth).length") == 0
+
+
+def test_points_of_a_search_answer_the_pointer_and_axes_change(browser, tmp_path):
+    result = found()
+    (tmp_path / "search.html").write_text(render_search(result), encoding="utf-8")
+    browser.open(tmp_path / "search.html")
+    box, last = browser.box("#scatter"), result.front[-1].index
+    x, y = (box[k] + browser.evaluate(f"places[{last}][{i}]") for i, k in enumerate("xy"))
+    browser.mouse("mouseMoved", x, y)
+    browser.wait_for("!document.getElementById('tip').hidden")
+    assert result.front[-1].text in browser.evaluate("document.getElementById('tip').textContent")
+    browser.click(x, y)
+    browser.wait_for(f"state.chosen === {last}")
+    before = browser.evaluate(f"places[{last}][0]")
+    browser.evaluate("(() => { const s = document.getElementById('x'); s.value = 'params'; s.dispatchEvent(new Event('change')); })()")
+    assert browser.evaluate("state.x") == "params" and browser.evaluate(f"places[{last}][0]") != before
+    assert browser.complaints() == []
+
+
+def test_a_search_that_found_nothing_has_a_page(browser, tmp_path):
+    (tmp_path / "none.html").write_text(render_search(found(feasible=False)), encoding="utf-8")
+    browser.open(tmp_path / "none.html")
+    assert browser.complaints() == [] and "nothing that was tried" in browser.evaluate("document.getElementById('badge').textContent")
