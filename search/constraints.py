@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ..targets.spec import Target
 
 _FORM = re.compile(r"\s*([A-Za-z_][\w-]*)\s*(<=|>=|==|=|<|>)\s*(.+?)\s*")
+DRAWN = 64
 FORMS = "write for example peak<=320KiB, flash<=1MB, params<=500k, macs<=10M, latency<=5ms or instructions<=20M"
 
 
@@ -117,9 +118,16 @@ class Constraints:
     def check(self) -> None:
         """Refuse limits that no architecture of the space keeps, before anything runs.
 
-        Raises `BudgetError` with the least value that can be reached, and the architecture that has it.
+        Raises `BudgetError` with the least value that can be reached, and the architecture that has it. The oracle, which may have to
+        price the whole space for that, is asked only for limits that none of a few random architectures keeps.
         """
+        if not self.constraints:
+            return
+        rows = self.oracle.space.sample_rows(np.random.default_rng(0), DRAWN)
+        costs = self.oracle.cost(rows, metrics=self.metrics)
         for c in self.constraints:
+            if np.asarray(costs[c.metric]).min() <= c.limit:
+                continue
             value, arch = self.oracle.least(c.metric)
             if value > c.limit:
                 known: Metric = METRICS[c.metric]

@@ -201,7 +201,7 @@ def evaluator_for(objectives: Sequence[Objective], data: Any, space: Space, trai
             raise SourceError("objective accuracy needs --data: a folder or an .npz of images, or the table of a benchmark")
         if isinstance(data, TabularData) and training:
             raise SourceError(f"{data.name} is a table, nothing is trained: leave out the training settings {', '.join(training)}")
-        parts.append(Tabular() if isinstance(data, TabularData) else Trained(MappingProxyType(training_settings(training))))
+        parts.append(Tabular() if isinstance(data, TabularData) else Trained(training_settings(training)))
     names = tuple(name for name in asked if name in SCORES)
     if names:
         if not isinstance(data, ImageData):

@@ -69,7 +69,7 @@ def open_farm(kind: str, workers: int | None, evaluator: Any, context: Context) 
     if getattr(evaluator, "cheap", False) or (kind == "processes" and count == 1):
         farm = InProcess(evaluator, context)
     else:
-        away: Any = replace(context, oracle=None, constraints=None)  # pyright: ignore[reportArgumentType]
+        away: Any = replace(context, oracle=None, constraints=None, options=dict(context.options))  # pyright: ignore[reportArgumentType]
         payload = pickle.dumps((evaluator, away), protocol=pickle.HIGHEST_PROTOCOL)
         farm = RayFarm(payload, workers or 0) if kind == "ray" else Processes(payload, count)
     try:
