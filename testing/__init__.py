@@ -10,7 +10,7 @@ Strategies (need `pip install 'neaptide[testing]'`) draw well-formed inputs that
         assert my_peak(graph, order) == brute_force_peak(graph, order)
 
 `generate` holds the construction code itself, driven by any source of choices; with `random.Random(seed).randrange` it makes
-graphs by the hundred thousand, without Hypothesis.
+graphs by the hundred thousand, without Hypothesis. `check_space` holds a search space of your own to the contract of all spaces.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ from typing import TYPE_CHECKING, Any
 from .oracles import brute_force_height, brute_force_optimum, brute_force_peak
 
 if TYPE_CHECKING:
+    from .spaces import check_space
     from .strategies import conv_nets, graphs, lifetimes, topological_orders
 
 __all__ = [
     "brute_force_height",
     "brute_force_optimum",
     "brute_force_peak",
+    "check_space",
     "conv_nets",
     "graphs",
     "lifetimes",
@@ -39,4 +41,8 @@ def __getattr__(name: str) -> Any:
         from . import strategies
 
         return getattr(strategies, name)
+    if name == "check_space":
+        from .spaces import check_space
+
+        return check_space
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

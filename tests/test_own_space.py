@@ -10,7 +10,7 @@ import pytest
 from neaptide.compiler.errors import SourceError
 from neaptide.search.spaces import load_space
 from neaptide.search.spaces.own import Choice, OwnSpace
-from neaptide.testing.spaces import check_space
+from neaptide.testing import check_space
 
 torch = pytest.importorskip("torch")
 EXAMPLE = f"{Path(__file__).parent.parent / 'examples' / 'own_space.py'}:Tiny"
