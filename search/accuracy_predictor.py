@@ -47,11 +47,7 @@ class AccuracyPredictor:
 
     def predict(self, features: Features) -> np.ndarray:
         """Predicted accuracies, float64 (n,). Raises `SourceError` for features of another space."""
-        width = len(self.arrays["center"]) if "center" in self.arrays else self.arrays["w0"].shape[1]
-        columns = _columns(self.model, features)
-        if columns.shape[1] != width:
-            raise SourceError(f"this predictor reads {width} columns; the architectures given have {columns.shape[1]}: another space?")
-        return _PREDICT[self.model](self.arrays, columns)
+        return predict_model(self.model, self.arrays, features)
 
     def save(self, path: str | Path) -> None:
         """Write it as one safetensors file."""
@@ -89,10 +85,10 @@ def fit_accuracy(
     fold = np.random.default_rng(seed).permutation(len(y)) % folds
     considered = {}
     for model in models:
-        columns, predicted = _columns(model, features), np.zeros(len(y))
+        predicted = np.zeros(len(y))
         for k in range(folds):
             arrays = fit_model(model, features.take(fold != k), y[fold != k], seed=seed)
-            predicted[fold == k] = _PREDICT[model](arrays, columns[fold == k])
+            predicted[fold == k] = predict_model(model, arrays, features.take(fold == k))
         considered[model] = agreement(predicted, y)
     best = min(models, key=lambda m: considered[m].rmse)
     return AccuracyPredictor(best, fit_model(best, features, y, seed=seed), considered[best], considered)
@@ -101,6 +97,15 @@ def fit_accuracy(
 def fit_model(model: str, features: Features, accuracy: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
     """The arrays of one model, without cross-validation."""
     return _FIT[model](features, np.asarray(accuracy, float), seed)
+
+
+def predict_model(model: str, arrays: Mapping[str, np.ndarray], features: Features) -> np.ndarray:
+    """Accuracies by the arrays of one model, float64 (n,). Raises `SourceError` for features of another space."""
+    width = len(arrays["center"]) if "center" in arrays else arrays["w0"].shape[1]
+    columns = _columns(model, features)
+    if columns.shape[1] != width:
+        raise SourceError(f"this predictor reads {width} columns; the architectures given have {columns.shape[1]}: another space?")
+    return _PREDICT[model](arrays, columns)
 
 
 def agreement(predicted: np.ndarray, accuracy: np.ndarray) -> Agreement:
