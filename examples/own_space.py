@@ -1,6 +1,7 @@
 """A search space of your own in one page: small MBConv networks for 64-pixel images, priced exactly.
 
-`python examples/own_space.py` prices 2,000 of them; `neaptide search --space examples/own_space.py:Tiny --engine nsga2 ...` searches them.
+`python examples/own_space.py` prices 2,000 of them. To search them for accuracy under a limit, on a folder of images:
+`neaptide search --space examples/own_space.py:Tiny --engine nsga2 --objective accuracy,peak --constraint "peak<=256KiB" --data FOLDER`.
 """
 # ruff: noqa: RUF012
 
