@@ -93,8 +93,9 @@ def operator_graph(
 ) -> Graph:
     """The fused operators that `model` becomes on `target`, each node's `op` its signature, with the workspace that its kernel needs.
 
-    `model`, `args`, `kwargs`, `inplace` as in `targets.measure.measure`; about a second. Its peak and arena are those of a measurement.
-    Raises `SourceError` for a GPU, whose costs are bounds where they cannot be measured.
+    `model`, `args`, `kwargs`, `inplace` as in `targets.measure.measure`; about a second. `model` may also be an aten Graph without weights,
+    such as `Space.graph` gives. Its peak and arena are those of a measurement. Raises `SourceError` for a GPU, whose costs are bounds
+    where they cannot be measured.
     """
     return _placed(model, args, kwargs, target=target, name=name, inplace=inplace).graph
 
@@ -117,7 +118,12 @@ def _placed(
     from .tvm.lower import lower, signature
 
     refuse_gpu(target)
-    program = fused_program(to_relax(model, args, kwargs), name=name or type(model).__name__)
+    if isinstance(model, Graph):
+        from .tvm.traced import graph_relax
+
+        program = fused_program(graph_relax(model), name=name or model.name)
+    else:
+        program = fused_program(to_relax(model, args, kwargs), name=name or type(model).__name__)
     signatures = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
     if target.kind == "cpu":
         from .tvm.cpu import ALIGNMENT

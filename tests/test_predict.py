@@ -7,6 +7,7 @@ import json
 import subprocess
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from neaptide.cli import main
 from neaptide.compiler.errors import BudgetError, NeaptideError, SourceError
 from neaptide.compiler.graph import GraphBuilder
 from neaptide.targets.database import CostDatabase, NetworkRow, OperatorRow
-from neaptide.targets.predict import operator_counts, predict_networks, predicted_cost
+from neaptide.targets.predict import operator_counts, operator_graph, predict_networks, predicted_cost
 from neaptide.targets.predictors import fit_operators, save_predictor, table_of
 from neaptide.targets.predictors.fit import accuracy_of
 from neaptide.targets.remember import features
@@ -112,6 +113,29 @@ def test_a_graph_is_its_operators():
     graph = b.build()
     assert operator_counts(graph) == {operator: 2}
     assert predict_networks([graph], PREDICTOR).values == predict_networks([{operator: 2}], PREDICTOR).values
+
+
+@needs_mcu
+def test_a_graph_without_weights_becomes_the_operators_of_its_module():
+    from neaptide.compiler.trace import trace
+
+    block = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1, groups=4, bias=False), nn.BatchNorm2d(4), nn.ReLU6())
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body, self.head = nn.Sequential(*block, nn.Conv2d(4, 4, 1)), nn.Linear(4, 3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.head((x + self.body(x)).mean((2, 3)))
+
+    target = load_target("cortex-m7")
+    model, x = Residual().eval(), torch.randn(1, 4, 8, 8)
+    whole = operator_graph(model, (x,), target=target)
+    bare = operator_graph(replace(trace(model, (x,)), values={}), target=target)
+    assert operator_counts(bare) == operator_counts(whole) and sum(operator_counts(bare).values()) == len(bare.nodes)
+    assert [node.workspace for node in bare.nodes] == [node.workspace for node in whole.nodes]
+    assert features(bare.nodes[0].op)["macs"] == 4 * 9 * 64
 
 
 def test_the_error_bar_is_that_of_networks_never_seen(tmp_path):

@@ -46,8 +46,16 @@ def traced_relax(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[s
 
     Raises `Untranslated` for what TVM's converters or this path do not know, `TraceError` for what cannot be traced.
     """
+    return graph_relax(trace(module, args, kwargs))
+
+
+def graph_relax(graph: Graph) -> tvm.IRModule:
+    """An aten graph as `traced_relax` gives it. Weights whose values the graph lacks are zeros: operators are the same, outputs are not.
+
+    Raises `Untranslated` for what TVM's converters or this path do not know.
+    """
     importer = _Importer()
-    program = traced_program(trace(module, args, kwargs), importer.convert_map)
+    program = traced_program(graph, importer.convert_map)
     fold_batch_norm(program.graph, program.values)
     _finish(program.graph)
     return importer.relax(program)
@@ -175,10 +183,12 @@ def _placeholder(fx_graph: fx.Graph, graph: Graph, t: int, name: str) -> fx.Node
 
 
 def _weight(fx_graph: fx.Graph, graph: Graph, t: int, values: dict[str, torch.Tensor]) -> fx.Node:
-    if graph.storages[graph.tensors[t].storage].role not in WEIGHT_ROLES or not isinstance(graph.values.get(t), torch.Tensor):
+    tensor = graph.tensors[t]
+    value = graph.values.get(t, torch.zeros(()).to(getattr(torch, tensor.dtype)).expand(tensor.shape))
+    if graph.storages[tensor.storage].role not in WEIGHT_ROLES or not isinstance(value, torch.Tensor):
         raise Untranslated(f"tensor {t} of the trace has no value")
     node = _placeholder(fx_graph, graph, t, f"weight_{len(values)}")
-    values[node.name] = graph.values[t]
+    values[node.name] = value
     return node
 
 
