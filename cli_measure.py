@@ -24,8 +24,8 @@ Codegen = Annotated[
     Literal["c", "llvm"], typer.Option("--codegen", metavar="NAME", help="Operators as `c` (default) or as objects from TVM's own `llvm`.")
 ]
 Emulator = Annotated[
-    Literal["auto", "unicorn", "qemu"],
-    typer.Option("--emulator", metavar="NAME", help="`unicorn` or `qemu`. Default: unicorn where it has the core."),
+    Literal["auto", "unicorn", "qemu", "both"],
+    typer.Option("--emulator", metavar="NAME", help="`unicorn`, `qemu` or `both`, compared. Default: unicorn where it has the core."),
 ]
 InPlace = Annotated[bool, typer.Option("--inplace/--no-inplace", help="Results over operands that die there, where it saves arena.")]
 Keep = Annotated[str, typer.Option("--keep", metavar="FOLDER", help="Keep the generated sources and the ELF there.", show_default=False)]

@@ -40,7 +40,7 @@ def test_every_class_of_instruction(tmp_path):
     from elftools.elf.elffile import ELFFile
 
     from neaptide.targets.mcu.firmware import FIRMWARE
-    from neaptide.targets.mcu.toolchain import host_library
+    from neaptide.targets.mcu.toolchain import host_library, read_image
     from neaptide.targets.mcu.unicorn_run import _Counter
 
     lines = [f".balign 4\n.global i{n}\ni{n}:\n {text}\n.global e{n}\ne{n}:" for n, text in enumerate(INSTRUCTIONS)]
@@ -49,9 +49,8 @@ def test_every_class_of_instruction(tmp_path):
     command = [sys.executable, "-m", "ziglang", "cc", *flags, "-c", str(tmp_path / "all.s"), "-o", str(tmp_path / "all.o")]
     subprocess.run(command, check=True)
     with (tmp_path / "all.o").open("rb") as file:
-        elf = ELFFile(file)
-        code = elf.get_section_by_name(".text").data()
-        at = {s.name: int(s["st_value"]) & ~1 for s in elf.get_section_by_name(".symtab").iter_symbols()}
+        (code,) = [section.data() for section in ELFFile(file).iter_sections() if section.name == ".text"]
+        at = {name: address & ~1 for name, (address, _) in read_image(tmp_path / "all.o", "").symbols.items()}
     library = ctypes.CDLL(str(host_library(FIRMWARE / "count_blocks.c", tmp_path)))
     library.count_block.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
     blocks = (ctypes.c_uint32 * (2 * len(code)))()

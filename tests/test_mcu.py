@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from neaptide.compiler.errors import BudgetError, SourceError
+from neaptide.compiler.errors import BudgetError, NeaptideError, SourceError
 from neaptide.targets.database import CostDatabase
 
 NEEDED = ("tvm", "ziglang", "unicorn", "elftools")
@@ -249,6 +249,12 @@ def test_qemu_counts_what_unicorn_counts():
     ticks = len(unicorn.per_op) * 40
     assert abs(unicorn.instructions - qemu.instructions) <= ticks
     assert qemu.stack == unicorn.stack and qemu.max_error == unicorn.max_error
+    both = measure_mcu(model, (x,), target="cortex-m4f", emulator="both")
+    assert both.per_op == unicorn.per_op and both.reasons[-1].startswith(f"{qemu.versions['emulator']} counts {qemu.instructions:,}")
+    with pytest.raises(NeaptideError, match="no model of cortex-m55"):
+        measure_mcu(model, (x,), target="cortex-m55", emulator="both")
     m55 = measure_mcu(model, (x,), target="cortex-m55")
     assert m55.max_error is not None and m55.max_error < 1e-5
-    assert m55.versions["emulator"].startswith("qemu")
+    assert m55.versions["emulator"].startswith("qemu") and m55.cycles == 2 * (m55.instructions or 0)
+    objects = measure_mcu(model, (x,), target="cortex-m55", codegen="llvm")
+    assert objects.max_error is not None and objects.max_error < 1e-5

@@ -105,6 +105,15 @@ def test_an_operand_that_is_still_read_is_left_alone():
 
 
 @firmware
+def test_what_does_not_fit_cannot_be_linked(tmp_path, monkeypatch):
+    from neaptide.targets.mcu import measure
+
+    monkeypatch.setattr(measure, "check_fit", lambda *_, **__: None)
+    with pytest.raises(BudgetError, match=r"SRAM overflowed by at least \d+ B in linking"):
+        measure.measure_mcu(Residual().eval(), (torch.randn(1, 3, 16, 16),), target=with_memory(tmp_path, 16 << 10))
+
+
+@firmware
 def test_flash_and_what_only_the_emulator_lacks():
     from neaptide.targets.mcu.firmware import EmulationError
     from neaptide.targets.mcu.measure import measure_mcu

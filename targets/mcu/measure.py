@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import MappingProxyType
@@ -23,12 +24,13 @@ from ..spec import Target, load_target
 from .firmware import REPORT, STACK, EmulationError, firmware
 from .network import Network, prepare, relative_error, with_llvm
 from .planning import check_fit
-from .qemu_run import run_qemu
+from .qemu_run import instructions_per_tick, run_qemu
 from .toolchain import Compiler, Image, build
 from .unicorn_run import Run, run_unicorn
 
-Emulator = Literal["unicorn", "qemu"]
+Emulator = Literal["unicorn", "qemu", "both"]
 Codegen = Literal["c", "llvm"]
+APART = 1e-3  # of two emulators' counts, beside one tick of QEMU's clock for each operator
 
 
 def measure_mcu(
@@ -71,7 +73,8 @@ def measure_network(
     """The cost of a network that is prepared: one preparation serves every core.
 
     `codegen`: operators as C, which `compiler` compiles, or as objects from TVM's own LLVM. `stack`: bytes kept for
-    it. `emulator`: None for Unicorn where it has the core, else QEMU. `folder`: keeps sources and ELF.
+    it. `emulator`: None for Unicorn where it has the core, else QEMU; "both": the counts are Unicorn's, and
+    QEMU's are compared with them. `folder`: keeps sources and ELF.
     """
     spec = _microcontroller(target)
     if codegen == "llvm":
@@ -85,16 +88,32 @@ def measure_network(
         if plan.arena and image.arena != plan.arena:
             raise PlanError(f"the arena of {network.name!r} has {image.arena:,} B in the ELF and {plan.arena:,} B in the plan")
         run = emulate(image, spec, files, marks=len(sources.steps) + 2, emulator=emulator)
+        other = run_qemu(image, spec, files) if emulator == "both" else None
     counts = operator_counts(run.at_mark, len(sources.steps))
     per_op = tuple(
         OpCost(_label(graph, v), network.signatures[graph.nodes[v].op], instructions=count, bytes=graph.nodes[v].workspace)
         for v, count in zip(sources.steps, counts, strict=True)
     )
-    return _cost(network, spec, image, run, per_op, stack)
+    cost = _cost(network, spec, image, run, per_op, stack)
+    if other is None:
+        return cost
+    versions = {**cost.versions, "emulator": f"{run.emulator} and {other.emulator}"}
+    return replace(cost, reasons=(*cost.reasons, _compared(spec, run, other, len(per_op))), versions=MappingProxyType(versions))
+
+
+def _compared(spec: Target, run: Run, other: Run, operators: int) -> str:
+    """How far two emulators' counts of one program are apart, in a sentence. Raises `EmulationError` beyond what QEMU's clock explains."""
+    total, theirs = (sum(operator_counts(r.at_mark, operators)) for r in (run, other))
+    if abs(total - theirs) > APART * total + operators * instructions_per_tick(spec):
+        raise EmulationError(f"{run.emulator} counts {total:,} instructions and {other.emulator} {theirs:,}, more than {APART:.1%} apart")
+    same = all(run.files[name] == data for name, data in other.files.items() if name.startswith("out"))
+    if not same:
+        raise EmulationError(f"{run.emulator} and {other.emulator} give other outputs of one program")
+    return f"{other.emulator} counts {theirs:,} instructions, {abs(theirs / total - 1):.3%} apart, and gives the same outputs"
 
 
 def emulate(image: Image, target: Target, files: Mapping[str, bytes], *, marks: int, emulator: Emulator | None = None) -> Run:
-    """Run a firmware with `files` to read, in the emulator asked for; None: Unicorn where it has the core, else QEMU.
+    """Run a firmware with `files` to read, in the emulator asked for; None: Unicorn where it has the core, else QEMU; "both": Unicorn.
 
     Unicorn's counts are exact; QEMU's are to one tick of SysTick, and its total over many operators to a few ticks.
     """
