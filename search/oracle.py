@@ -28,7 +28,12 @@ from .space import Architecture, Slot, Space
 from .tables import ARENA, ARENA_BOUND, BOUND, MACS, PARAMS, PEAK, SOLVED, WEIGHTS, SlotTables
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from ..targets.cost import Cost
     from ..targets.database import CostDatabase
+    from ..targets.predictors import OperatorPredictor
+    from .predicted import PredictedCosts
 
 CHUNK = 1024
 """Architectures whose segments are solved before what was found is kept on disk."""
@@ -77,7 +82,8 @@ class Pricing:
 class Oracle:
     """Costs of the architectures of `space`, in batches.
 
-    `target`: a name, a TOML file or a `Target`, for `latency` and `instructions`, which come from `database` (None: the user's own).
+    `target`: a name, a TOML file or a `Target`, for `latency` and `instructions`, which come from `predictor` (what `neaptide cost fit`
+    wrote; None: fitted when first asked) to what `database` (None: the user's own) knows of the target.
     `accounting`: what a peak counts (`accountings.ACCOUNTINGS`), with `weights` in "flash" or "ram" (None: where that accounting puts
     them; `lifetime` in flash). `memory`: the folder that keeps solved segments for other processes (None: `$NEAPTIDE_CACHE` or the
     user's cache folder; False: nowhere); segments of spaces of the user's own stay in this process. `workers`: processes that solve what
@@ -92,6 +98,7 @@ class Oracle:
         accounting: str = "lifetime",
         weights: Weights | None = None,
         database: CostDatabase | None = None,
+        predictor: OperatorPredictor | str | Path | None = None,
         memory: Any = None,
         workers: int = 1,
         time_limit: float = 2.0,
@@ -103,6 +110,8 @@ class Oracle:
         self.accounting = load_accounting(accounting)
         self.weights: Weights = weights or self.accounting.weights
         self.database = database
+        self._predictor = predictor
+        self._predicted: PredictedCosts | None = None
         self.workers = workers
         slots = space.slots()
         everything = Slot("", tuple(range(len(space.cardinalities))))
@@ -156,8 +165,42 @@ class Oracle:
         if "arena" in asked:
             more["arena_bound"] = found[ARENA_BOUND]
             kinds["arena"] = "exact" if (found[ARENA] == found[ARENA_BOUND]).all() else "bound"
-        kept = {name: values[name] for name in asked if name in values}
-        return Costs(len(rows), **kept, **more, kinds=MappingProxyType({name: kinds[name] for name in kept}))
+        errors = {}
+        for name in {"latency", "instructions"} & set(asked):
+            values[name], errors[name] = self._predict(name, rows)
+            kinds[name] = "predicted"
+        kept = {name: values[name] for name in asked}
+        shown: dict[str, CostsKind] = {name: kinds[name] for name in kept}
+        return Costs(len(rows), **kept, **more, kinds=MappingProxyType(shown), errors=MappingProxyType(errors))
+
+    def measure(self, arch: Architecture, **options: Any) -> Cost:
+        """`arch`, freshly initialised, built for the target and run there; `options` go to `neaptide.measure`. Kind "measured", or "bound"
+        where the target is not here. What it teaches is kept in the database of this oracle.
+        """
+        import torch
+
+        from ..targets.measure import measure
+
+        example = torch.zeros(self.space.input_shape(arch))
+        options = {"name": f"{self.space.name} {arch.digest}", "database": self.database, **options}
+        return measure(self.space.module(arch).eval(), (example,), target=self._on_target("measure"), **options)
+
+    def _predict(self, metric: str, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        from .predicted import PredictedCosts
+
+        target = self._on_target(metric)
+        if self._predicted is None:
+            self._predicted = PredictedCosts(self.space, target, database=self.database, predictor=self._predictor, memory=self._memory)
+        unit = {"latency": "seconds", "instructions": "instructions"}[metric]
+        if self._predicted.unit != unit:
+            other = {"seconds": "latency", "instructions": "instructions"}[self._predicted.unit]
+            raise SourceError(f"{target.name} is measured in {self._predicted.unit}; ask for {other!r} in place of {metric!r}")
+        return self._predicted.predict(rows)
+
+    def _on_target(self, what: str) -> Target:
+        if self.target is None:
+            raise SourceError(f"{what} needs a target: Oracle(space, 'stm32f746'); `neaptide targets` lists them")
+        return self.target
 
     def rows(self, archs: Architecture | Sequence[Architecture] | np.ndarray) -> np.ndarray:
         """`archs` as int16 genes (n, genes), each in its range."""

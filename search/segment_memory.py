@@ -11,15 +11,17 @@ import json
 import os
 import sqlite3
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from hashlib import blake2b
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..compiler.oracle_cache import default_cache_dir
-from .segments import Solved, planner_version
+from .segments import Solved, planner_version, source_digest
 from .space import Space
 
 if TYPE_CHECKING:
@@ -40,6 +42,7 @@ TABLES = (
         version TEXT NOT NULL, key BLOB NOT NULL, ends INTEGER NOT NULL, arena INTEGER NOT NULL, bound INTEGER NOT NULL,
         PRIMARY KEY (version, key, ends)
     ) WITHOUT ROWID""",
+    "CREATE TABLE IF NOT EXISTS fused (version TEXT NOT NULL, key BLOB NOT NULL, operators TEXT NOT NULL, PRIMARY KEY (version, key))",
 )
 
 
@@ -117,6 +120,16 @@ class SegmentMemory:
         rows = [(planner_version(), key, ends, *found) for key, ends, found in arenas]
         self._write([("INSERT OR REPLACE INTO arenas VALUES (?, ?, ?, ?, ?)", rows)])
 
+    def operators(self, key: bytes) -> dict[str, int] | None:
+        """How often each fused operator occurs in the program with key `key`, where that is known."""
+        db = self._db
+        found = db.execute("SELECT operators FROM fused WHERE version = ? AND key = ?", (_fuser(), key)).fetchone() if db else None
+        return None if found is None else json.loads(found[0])
+
+    def put_operators(self, key: bytes, operators: Mapping[str, int]) -> None:
+        """Keep what `operators` will give."""
+        self._write([("INSERT OR REPLACE INTO fused VALUES (?, ?, ?)", [(_fuser(), key, json.dumps(dict(operators)))])])
+
     def put(self, whole: bool, segments: Sequence[tuple[int, bytes, Priced]]) -> None:
         """Keep `segments`, each with its slot and genes, in one transaction."""
         rows, solved = [], {}
@@ -151,3 +164,9 @@ class SegmentMemory:
             stacklevel=4,
         )
         self._connection = None
+
+
+@lru_cache(maxsize=1)
+def _fuser() -> str:
+    """What decides how operators are fused: TVM and everything that imports into it."""
+    return f"{version('apache-tvm')} {source_digest('compiler', 'targets/tvm')}"

@@ -35,6 +35,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
+from pathlib import Path
 
 import numpy as np
 
@@ -349,13 +350,15 @@ def _renumbered(node: Node, v: int, inputs: tuple[int, ...], outputs: tuple[int,
 @lru_cache(maxsize=1)
 def planner_version() -> str:
     """A digest of the sources that decide what a segment's memory and work are; what was solved by others is not read back."""
-    from pathlib import Path
+    names = ("accountings.py", "layouts.py", "segments.py", "space.py", "spaces")
+    return source_digest("compiler", "passes", *(f"search/{name}" for name in names))
 
+
+def source_digest(*names: str) -> str:
+    """16 hexadecimal digits of the sources in the folders and files `names` of this package."""
     root = Path(__file__).resolve().parent.parent
     found = blake2b(digest_size=8)
-    search = root / "search"
-    ours = [search / name for name in ("accountings.py", "segments.py", "space.py")]
-    for path in sorted([*(root / "compiler").glob("*.py"), *(root / "passes").rglob("*.py"), *(search / "spaces").glob("*.py"), *ours]):
-        found.update(path.name.encode())
-        found.update(path.read_bytes())
+    for path in (root / name for name in names):
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            found.update(file.name.encode() + file.read_bytes())
     return found.hexdigest()

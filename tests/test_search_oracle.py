@@ -514,3 +514,54 @@ def test_errors_name_the_value_and_the_way_out():
     with pytest.raises(SourceError, match="ask for it"):
         oracle.cost(rows)["arena"]
     assert len(oracle.cost(rows[:0])) == 0
+
+
+# ---- predicted and measured -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def predicted_space(tmp_path_factory):
+    """NAS-Bench-Macro at a small size, and a database that knows the operators of two of its networks at one second a megabyte moved."""
+    pytest.importorskip("tvm")
+    from neaptide.search.predicted import fused_operators
+    from neaptide.targets.database import CostDatabase, NetworkRow, OperatorRow
+    from neaptide.targets.remember import features
+
+    space = load_space("nasbench_macro")
+    database = CostDatabase(tmp_path_factory.mktemp("costs") / "costs.sqlite")
+    for i, arch in enumerate(space.decode(space.sample_rows(np.random.default_rng(10), 2))):
+        operators = fused_operators(space.graph(arch))
+        price = {s: (features(s)["input"] + features(s)["output"]) / 1e6 for s in operators}
+        database.put_all(OperatorRow(s, "cortex-m4f", "test", v, "seconds", features=features(s)) for s, v in price.items())
+        total = sum(price[s] * n for s, n in operators.items())
+        database.put(NetworkRow(f"net{i}", "cortex-m4f", "test", total, operators, "seconds"))
+    return space, database
+
+
+def test_predicted_latency_is_that_of_whole_networks(predicted_space):
+    import torch
+
+    from neaptide.targets.predict import operator_counts, operator_graph, predict_networks
+    from neaptide.targets.predictors import fit_operators
+    from neaptide.targets.spec import load_target
+
+    space, database = predicted_space
+    rows = space.sample_rows(np.random.default_rng(11), 1)
+    oracle = Oracle(space, "cortex-m4f", database=database)
+    costs = oracle.cost(rows, ("latency", "peak"))
+    assert costs.kinds["latency"] == "predicted" and costs.kinds["peak"] == "exact"
+    target = load_target("cortex-m4f")
+    networks = []
+    for arch in space.decode(rows):
+        module, example = space.module(arch).eval(), torch.zeros(space.input_shape(arch))
+        networks.append(operator_counts(operator_graph(module, (example,), target=target)))
+    expected = predict_networks(networks, fit_operators(database, target="cortex-m4f"))
+    np.testing.assert_allclose(costs["latency"], expected.values)
+    np.testing.assert_allclose(costs.errors["latency"], expected.errors)
+    with pytest.raises(SourceError, match="ask for 'latency'"):
+        oracle.cost(rows, ("instructions",))
+
+
+def test_predictions_need_a_target():
+    with pytest.raises(SourceError, match="latency needs a target"):
+        Oracle(load_space("nasbench_macro")).cost(np.zeros((1, 8), np.int16), ("latency",))
