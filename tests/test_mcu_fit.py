@@ -109,7 +109,7 @@ def test_what_does_not_fit_cannot_be_linked(tmp_path, monkeypatch):
     from neaptide.targets.mcu import measure
 
     monkeypatch.setattr(measure, "check_fit", lambda *_, **__: None)
-    with pytest.raises(BudgetError, match=r"SRAM overflowed by at least \d+ B in linking"):
+    with pytest.raises(BudgetError, match=r"SRAM overflowed by at least [\d,]+ B in linking"):
         measure.measure_mcu(Residual().eval(), (torch.randn(1, 3, 16, 16),), target=with_memory(tmp_path, 16 << 10))
 
 
@@ -122,7 +122,7 @@ def test_flash_and_what_only_the_emulator_lacks():
         measure_mcu(nn.Linear(2000, 2000, bias=False), (torch.randn(1, 2000),), target="stm32f446")
     with pytest.raises(EmulationError, match=r"fits the flash of ensemble-e7 \(5,767,168 B\) but cannot be emulated: weights 2,800,000 B"):
         measure_mcu(nn.Linear(1000, 700, bias=False), (torch.randn(1, 1000),), target="ensemble-e7")
-    with pytest.raises(EmulationError, match=r"cannot be emulated: code and weights take at least \d+ B too many"):
+    with pytest.raises(EmulationError, match=r"cannot be emulated: code and weights take at least [\d,]+ B too many"):
         measure_mcu(nn.Linear(256, 2047, bias=False), (torch.randn(1, 256),), target="ensemble-e7")
 
 
