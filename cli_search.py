@@ -169,10 +169,11 @@ def search(
         stages("writing the chosen network")
         written = _written(result, Path(out))
         if html:
+            from .compiler.serialize import write_text
             from .report.search_html import render_search
 
             stages("drawing the front")
-            Path(html).write_text(render_search(result), encoding="utf-8")
+            write_text(html, render_search(result))
             written.append(html)
     if csv:
         write_front(result, csv)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.errors import BudgetError, MissingExtraError
+from ..compiler.serialize import write_bytes, write_text
 from .engine import Context, Proposal
 from .evaluate import weights_path
 from .network_source import network_source
@@ -28,12 +30,13 @@ def write_front(result: SearchResult, path: str | Path) -> None:
     metrics = list(dict.fromkeys(name for c in result.front for name in c.values))
     measured = any(c.measured for c in result.front)
     columns = ["index", *metrics, *(["measured", "measured_arena", "measured_flash"] if measured else []), "origin", "architecture"]
-    with Path(path).open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        for c in result.front:
-            real = [c.measured.value, c.measured.arena, c.measured.flash] if c.measured else [None] * 3
-            writer.writerow([c.index, *(c.values.get(m) for m in metrics), *(real if measured else []), c.origin, c.text])
+    text = io.StringIO(newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for c in result.front:
+        real = [c.measured.value, c.measured.arena, c.measured.flash] if c.measured else [None] * 3
+        writer.writerow([c.index, *(c.values.get(m) for m in metrics), *(real if measured else []), c.origin, c.text])
+    write_text(path, text.getvalue())
 
 
 def write_network(result: SearchResult, candidate: Candidate, folder: str | Path, *, name: str = "network") -> Iterator[Path]:
@@ -48,12 +51,12 @@ def write_network(result: SearchResult, candidate: Candidate, folder: str | Path
     source, weights, onnx = (folder / f"{name}.{suffix}" for suffix in ("py", "safetensors", "onnx"))
     shape = result.space.input_shape(candidate.arch)
     text = network_source(module, shape, title=f"{result.space.name}: {candidate.text}", weights=weights.name if trained else "")
-    source.write_text(text)
+    write_text(source, text)
     yield source
     if trained:
         save_weights(weights, module.state_dict(), {"space": result.space.describe(), "architecture": candidate.text})
         yield weights
-    onnx.write_bytes(_onnx(module, shape))
+    write_bytes(onnx, _onnx(module, shape))
     yield onnx
 
 

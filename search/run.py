@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -102,6 +102,7 @@ def search(
         opened = Study.open(url, name, setup.space, setup.objectives, {**description, "versions": tool_versions()}, resume=resume)
         try:
             loop = _Search(setup, opened, progress or (lambda *_: None))
+            loop.prepare()
             with open_farm(farm, workers, setup.evaluator, setup.context) as workplace:
                 loop.run(workplace)
             return loop.result(name, int(setup.target is not None) if measure is None else measure, database)
@@ -127,14 +128,18 @@ class _Search:
         self._index = 0
         self._candidates: list[Candidate] = []
         self._known: dict[tuple[Any, ...], Trial] = {}
+        self._best: float | None = None
+
+    def prepare(self) -> None:
+        """Let the engine do what comes first: train a supernet, or take it from the folder. Its evaluator may need that."""
+        if hasattr(self._setup.engine, "prepare"):
+            self._progress("preparing the engine", 0, 0)
+            self._setup.engine.prepare()
 
     def run(self, farm: Farm) -> None:
         """Ask, evaluate and tell until the engine or the budget ends. A budget of seconds counts what earlier runs took to evaluate."""
         engine = self._setup.engine
         self._end = None if self._seconds is None else self._begin + self._seconds - self._earlier / farm.workers
-        if hasattr(engine, "prepare"):
-            self._progress("preparing the engine", 0, 0)
-            engine.prepare()
         while not self._spent():
             proposals = engine.ask()
             if not proposals:
@@ -197,19 +202,20 @@ class _Search:
                 trials[i] = self._known[_key(proposal)] = done
         fresh = [i for i in range(len(proposals)) if i not in trials]
         costs = self._priced(proposals, fresh)
-        wanted: list[int] = []
+        wanted: dict[tuple[Any, ...], int] = {}
         for i in fresh:
             violation = self._setup.context.constraints.violation(costs[i])
             if violation:
                 trials[i] = study.finish(first + i, Outcome(proposals[i], costs[i], False, violation), 0.0)
-            elif _key(proposals[i]) not in {_key(proposals[j]) for j in wanted} | self._known.keys():
-                wanted.append(i)
-        self._show(first + len(trials))
-        for done in farm.run([proposals[i] for i in wanted], lambda position: self._start(wanted[position], proposals, costs)):
-            i = wanted[done.position]
+            elif _key(proposals[i]) not in self._known:
+                wanted.setdefault(_key(proposals[i]), i)
+        places = list(wanted.values())
+        self._show(first + len(trials), trials.values())
+        for done in farm.run([proposals[i] for i in places], lambda position: self._start(places[position], proposals, costs)):
+            i = places[done.position]
             trials[i] = study.finish(first + i, self._outcome(proposals[i], costs[i], done.values), done.seconds)
             self._known[_key(proposals[i])] = trials[i]
-            self._show(first + len(trials))
+            self._show(first + len(trials), [trials[i]])
         for i in fresh:
             if i not in trials:  # evaluated before: an evaluation that is repeated gives what it gave
                 before = self._known[_key(proposals[i])]
@@ -249,11 +255,14 @@ class _Search:
         self._progress("testing the chosen network", 0, 0)
         return None if test is None else test(best.arch, self._setup.context)
 
-    def _show(self, done: int) -> None:
+    def _show(self, done: int, new: Iterable[Trial]) -> None:
+        """Say how many proposals are done, and the best value of the first objective; `new`: trials not shown before."""
         first = self._setup.objectives[0]
-        told = [t.values[first.metric] for t in self._study.finished.values() if t.feasible and first.metric in t.values]
-        best = (max if first.maximize else min)(told, default=None)
-        so_far = "" if best is None else f", best {first.metric} {format_amount(best, METRICS[first.metric].unit)}"
+        told = [t.values[first.metric] for t in new if t.feasible and first.metric in t.values]
+        if self._best is not None:
+            told.append(self._best)
+        self._best = (max if first.maximize else min)(told, default=None)
+        so_far = "" if self._best is None else f", best {first.metric} {format_amount(self._best, METRICS[first.metric].unit)}"
         self._progress(f"{self._setup.description['engine']} on {self._setup.space.name}{so_far}", done, self._trials or 0)
 
 
