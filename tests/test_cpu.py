@@ -82,3 +82,59 @@ def test_only_a_cpu_is_measured_here():
     network, x = model()
     with pytest.raises(SourceError, match="sm_80 is a gpu"):
         measure_cpu(network, (x,), target=load_target("sm_80"))
+
+
+def test_interrupted_tuning_goes_on_after_the_operators_it_had_finished(tmp_path, monkeypatch):
+    from neaptide.targets.spec import load_target
+    from neaptide.targets.tvm import cpu as module
+
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 4, 1), nn.Sigmoid(), nn.Conv2d(4, 5, 1)).eval()
+    tune, tuned = module.tune, []
+
+    def counted(func, *args, **kwargs):
+        if len(tuned) == 2:
+            raise KeyboardInterrupt
+        tuned.append(str(func.params[0].shape))
+        return tune(func, *args, **kwargs)
+
+    def run(path) -> Cost:
+        with CostDatabase(path) as database:
+            return module.measure_cpu(
+                network, (torch.randn(1, 3, 8, 8),), target=load_target("cpu"), name="three", trials=1, peers=False, database=database
+            )
+
+    monkeypatch.setattr(module, "tune", counted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "costs.sqlite")
+    finished = list(tuned)
+    with CostDatabase(tmp_path / "costs.sqlite") as database:
+        before = {row.signature: row.value for row in database.rows()}
+        assert len(before) == 2 and not list(database.rows(NetworkRow))
+    tuned.clear()
+    cost = run(tmp_path / "costs.sqlite")
+    assert len(tuned) == 1 and tuned[0] not in finished
+    assert cost.latency is not None and {op.signature: op.seconds for op in cost.per_op}.items() >= before.items()
+
+
+@pytest.mark.parametrize("kind", ["onnx", "pt2"])
+def test_models_from_files_run_beside_what_can_read_them(tmp_path, kind):
+    from neaptide.targets.measure import measure
+
+    network, x = model()
+    path = tmp_path / f"small.{kind}"
+    if kind == "onnx":
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            pytest.importorskip(package)
+        torch.onnx.export(network, (x,), str(path), dynamo=True, verbose=False)
+    else:
+        torch.export.save(torch.export.export(network, (x,)), str(path))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        cost = measure(path, target="cpu", trials=0)
+        assert torch.get_num_threads() == threads + 1
+    finally:
+        torch.set_num_threads(threads)
+    assert cost.max_error is not None and cost.max_error < 1e-5
+    assert ("torch" in cost.peers) == (kind == "pt2")
+    assert kind == "pt2" or cost.peers["onnxruntime"] > 0

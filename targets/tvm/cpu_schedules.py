@@ -38,7 +38,12 @@ def scheduled(func: tirx.PrimFunc, schedule: Mapping[str, Any], target: tvm.targ
         return pointwise.scheduled(product, lanes=lanes, parallel=parallel, **sizes)
     if schedule.get("kind") == "window" and (convolution := windows.convolution(func)) is not None:
         return windows.scheduled(convolution, lanes=lanes, parallel=parallel, **sizes)
-    raise NeaptideError(f"schedule {dict(schedule)} does not fit operator {func.attrs['global_symbol']}; `neaptide cost prune` forgets it")
+    raise NeaptideError(f"schedule {dict(schedule)} does not fit an operator of {shapes(func)}; `neaptide cost prune` forgets it")
+
+
+def shapes(func: tirx.PrimFunc) -> str:
+    """Of inputs and outputs, in words."""
+    return ", ".join("x".join(str(int(d)) for d in param.shape) or "1" for param in func.params)
 
 
 def _vectors(target: tvm.target.Target) -> tuple[int, int]:

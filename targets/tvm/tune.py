@@ -84,7 +84,9 @@ def tune(func: tirx.PrimFunc, target: tvm.target.Target, *, trials: int, known: 
         for trace, seconds in search_space.candidates(func, target, timed, rules="llvm", count=trials - done, seed=1 + done):
             best = better(trace, seconds)
     if best is None:
-        raise NeaptideError(f"none of {trials} schedules of {func.attrs['global_symbol']} could be built and run; try more with --trials")
+        raise NeaptideError(
+            f"none of {trials} schedules of an operator of {cpu_schedules.shapes(func)} could be built and run; try more with --trials"
+        )
     return replace(best, trials=trials)
 
 
