@@ -85,7 +85,7 @@ def render_measurement(cost: Cost, target: Target | None = None) -> str:
         groups=_groups(rows, cost),
         mixed=len({row.op.kind for row in rows}) > 1,
         runtimes=_runtimes(cost),
-        workspaces=target is None or target.kind != "cpu",
+        workspaces=cost.instructions is not None or any(op.bytes for op in cost.per_op),
         counted=cost.instructions is not None,
         bytes=format_bytes,
         seconds=format_seconds,
