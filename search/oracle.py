@@ -23,7 +23,7 @@ from .costs import Costs, CostsKind, check_metrics
 from .layouts import ALIGNMENT, composable_arena, plain_arena
 from .least import Factor, Least, covering_rows, least_of_sum, minimise
 from .segment_memory import SegmentMemory
-from .segments import Cutter, Segment, Solved, Work, planning_key, solve, work
+from .segments import Cutter, Segment, Solved, Work, largest_need, node_key, planning_key, solve, work
 from .space import Architecture, Slot, Space
 from .tables import ARENA, ARENA_BOUND, BOUND, MACS, PARAMS, PEAK, SOLVED, WEIGHTS, SlotTables
 
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 CHUNK = 1024
 """Architectures whose segments are solved before what was found is kept on disk."""
+SUMS = frozenset(("params", "macs", "flops", "weight_bytes", "flash"))
+"""Metrics that add up over nodes."""
 DEFAULT_METRICS = ("params", "macs", "peak")
 
 
@@ -79,6 +81,21 @@ class Pricing:
         return Priced(segment.slot, key, work(segment), known[key], self.accounting.price(segment, self.weights))
 
 
+@dataclass(frozen=True, slots=True)
+class PartPricing(Pricing):
+    """The same for parts, of which only sums are of use, and the largest need of a node as a bound."""
+
+    def price(self, row: np.ndarray, wanted: frozenset[int], known: dict[bytes, Solved]) -> tuple[str, list[Priced], list[bytes]]:
+        (arch,) = self.space.decode(row[None])
+        parts = self.cutter.split(self.space.graph(arch))
+        keys = [node_key(part) for part in parts]
+        found = []
+        for k in wanted:
+            need = largest_need(parts[k]) if self.accounting.name == "lifetime" else 0
+            found.append(Priced(k, keys[k], work(parts[k]), Solved(need, need, np.zeros((0, 3), np.int64)), None))
+        return "", found, keys
+
+
 class Oracle:
     """Costs of the architectures of `space`, in batches.
 
@@ -119,6 +136,9 @@ class Oracle:
         self._tables = SlotTables(slots or (everything,), space.cardinalities)
         self._whole_pricing = Pricing(space, Cutter(space.name, ()), self.accounting, self.weights, time_limit)
         self._whole = SlotTables((everything,), space.cardinalities, dense_codes=0) if slots else self._tables
+        parts = () if slots else space.parts()
+        self._parts = SlotTables(parts, space.cardinalities) if parts else self._tables
+        self._part_pricing = PartPricing(space, Cutter(space.name, parts), self.accounting, self.weights, time_limit)
         self._solved: dict[bytes, Solved] = {}
         self._arenas: dict[tuple[bytes, bool], tuple[int, int]] = {}
         self._keys: list[bytes] = []
@@ -133,6 +153,15 @@ class Oracle:
         """Whether this space has cuts, so that costs are put together from those of segments."""
         return bool(self.space.slots())
 
+    @property
+    def _all_tables(self) -> tuple[SlotTables, SlotTables, SlotTables]:
+        return self._tables, self._whole, self._parts
+
+    @property
+    def solved_whole(self) -> int:
+        """How many architectures went through the scheduler whole, because they are not cut or composition left their peak open."""
+        return self._whole.used if self.composed else 0
+
     # ---- costs ------------------------------------------------------------------------------------------------------
 
     def cost(self, archs: Architecture | Sequence[Architecture] | np.ndarray, metrics: Iterable[str] = DEFAULT_METRICS) -> Costs:
@@ -142,7 +171,7 @@ class Oracle:
         """
         rows = self.rows(archs)
         asked = check_metrics(metrics)
-        found = self._static(rows, "arena" in asked)
+        found = self._sums(rows) if set(asked) <= SUMS else self._static(rows, "arena" in asked)
         if {"macs", "flops"} & set(asked) and (found[MACS] < 0).any():
             raise SourceError(f"multiply-adds of {', '.join(sorted(self._unknown))} are not known, and so not those of {self.space.name}")
         values: dict[str, Any] = {
@@ -234,14 +263,14 @@ class Oracle:
         return self._least[metric]
 
     def _find_least(self, metric: str) -> Least:
-        tables, n = self._tables, len(self.space.cardinalities)
+        tables, n = self._parts, len(self.space.cardinalities)
         genes = [tables.slots[k].genes for k in tables.dense]
         raw, places = covering_rows(genes, self.space.cardinalities)
         rows = self.space.canonical_rows(raw.astype(np.int16))
         if len(rows):
-            self._fill(tables, self._pricing, rows)
+            self._fill(tables, self._pricing if tables is self._tables else self._part_pricing, rows)
         index = tables.index(rows)
-        if metric == "arena":
+        if metric == "arena" and tables is self._tables:
             self._place(tables, rows[(tables.table[index, SOLVED] >= 0).all(axis=1)], self.composed)
 
         def factors(column: int) -> list[Factor]:
@@ -253,7 +282,7 @@ class Oracle:
         if metric in sums:
             found = minimise(factors(sums[metric]), n, np.add)
         elif metric in ("peak", "arena"):
-            value, bound = (PEAK, BOUND) if metric == "peak" else (ARENA, ARENA_BOUND)
+            value, bound = (PEAK, BOUND) if metric == "peak" or tables is not self._tables else (ARENA, ARENA_BOUND)
             if metric == "peak" and self._adds_weights:
                 found = least_of_sum(factors(BOUND), factors(WEIGHTS), n)
             else:
@@ -273,6 +302,17 @@ class Oracle:
     @property
     def _adds_weights(self) -> bool:
         return self.weights == "ram" and self.accounting.name == "lifetime"
+
+    def _sums(self, rows: np.ndarray) -> np.ndarray:
+        """As `_static`, where only sums are of use: no order is looked for in a space whose networks have parts, but no cuts."""
+        if self._parts is self._tables:
+            return self._static(rows, False)
+        found = self._parts.compose(rows)
+        unknown = found[SOLVED] < 0
+        if unknown.any():
+            self._fill(self._parts, self._part_pricing, rows[unknown])
+            found = self._parts.compose(rows)
+        return found
 
     def _static(self, rows: np.ndarray, arena: bool) -> np.ndarray:
         """int64 (8, n): columns as in `tables`, everything solved."""
@@ -330,7 +370,7 @@ class Oracle:
                     self._write(tables, tables.at(one.slot, key), one)
                     new.append((one.slot, key, one))
             if self._memory is not None and new:
-                self._memory.put(tables is not self._tables, new)
+                self._memory.put(next(i for i, known in enumerate(self._all_tables) if known is tables), new)
 
     def _priced(self, pricing: Pricing, chosen: list[tuple[np.ndarray, frozenset[int]]]) -> Iterable[tuple[str, list[Priced], list[bytes]]]:
         if self.workers < 2 or len(chosen) < 2 * self.workers:
@@ -340,7 +380,8 @@ class Oracle:
 
     def _write(self, tables: SlotTables, at: int, one: Priced) -> None:
         peak, bound = (one.solved.peak, one.solved.bound) if one.price is None else (one.price, one.price)
-        self._solved.setdefault(one.key, one.solved)
+        if tables is not self._parts or tables is self._tables:
+            self._solved.setdefault(one.key, one.solved)
         entry = tables.table[at]
         entry[[PEAK, BOUND]] = peak, bound
         entry[[PARAMS, MACS, WEIGHTS]] = one.work.params, one.work.macs, one.work.weight_bytes
@@ -387,8 +428,8 @@ class Oracle:
     def _recall(self) -> None:
         if self._memory is None:
             return
-        for whole, slot, genes, key, values in self._memory.rows():
-            tables = self._whole if whole else self._tables
+        for kind, slot, genes, key, values in self._memory.rows():
+            tables = self._all_tables[kind]
             at = tables.at(slot, genes)
             entry = tables.table[at]
             entry[[PEAK, BOUND, PARAMS, MACS, WEIGHTS]] = values

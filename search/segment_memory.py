@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 FILE = "segments-v1.sqlite"
 TABLES = (
     """CREATE TABLE IF NOT EXISTS segments (
-        space TEXT NOT NULL, whole INTEGER NOT NULL, slot INTEGER NOT NULL, genes BLOB NOT NULL, key BLOB NOT NULL, peak INTEGER NOT NULL,
+        space TEXT NOT NULL, kind INTEGER NOT NULL, slot INTEGER NOT NULL, genes BLOB NOT NULL, key BLOB NOT NULL, peak INTEGER NOT NULL,
         bound INTEGER NOT NULL, params INTEGER NOT NULL, macs INTEGER NOT NULL, weights INTEGER NOT NULL,
-        PRIMARY KEY (space, whole, slot, genes)
+        PRIMARY KEY (space, kind, slot, genes)
     ) WITHOUT ROWID""",
     """CREATE TABLE IF NOT EXISTS solved (
         version TEXT NOT NULL, key BLOB NOT NULL, peak INTEGER NOT NULL, bound INTEGER NOT NULL, enters INTEGER NOT NULL,
@@ -85,19 +85,19 @@ class SegmentMemory:
         digest = blake2b(text.encode(), digest_size=12).hexdigest()
         return cls((default_cache_dir() if folder is None else Path(folder)) / FILE, digest)
 
-    def rows(self) -> Iterator[tuple[bool, int, bytes, bytes, tuple[int, ...]]]:
-        """Whether a network or a segment, slot, genes, planning key, and (peak, bound, params, macs, weight bytes) of all that is known."""
+    def rows(self) -> Iterator[tuple[int, int, bytes, bytes, tuple[int, ...]]]:
+        """Which table, slot, genes, planning key, and (peak, bound, params, macs, weight bytes) of all that is known."""
         db = self._db
         if db is None:
             return
-        query = "SELECT whole, slot, genes, key, peak, bound, params, macs, weights FROM segments WHERE space = ?"
+        query = "SELECT kind, slot, genes, key, peak, bound, params, macs, weights FROM segments WHERE space = ?"
         try:
             found = db.execute(query, (self.space,)).fetchall()
         except sqlite3.Error as error:
             self._give_up(error)
             return
-        for whole, slot, genes, key, *values in found:
-            yield bool(whole), slot, genes, key, tuple(values)
+        for kind, slot, genes, key, *values in found:
+            yield kind, slot, genes, key, tuple(values)
 
     def solved(self, key: bytes) -> Solved:
         """The memory of the segment with planning key `key`, which `put` has kept."""
@@ -130,12 +130,12 @@ class SegmentMemory:
         """Keep what `operators` will give."""
         self._write([("INSERT OR REPLACE INTO fused VALUES (?, ?, ?)", [(_fuser(), key, json.dumps(dict(operators)))])])
 
-    def put(self, whole: bool, segments: Sequence[tuple[int, bytes, Priced]]) -> None:
-        """Keep `segments`, each with its slot and genes, in one transaction."""
+    def put(self, kind: int, segments: Sequence[tuple[int, bytes, Priced]]) -> None:
+        """Keep `segments` of table `kind`, each with its slot and genes, in one transaction."""
         rows, solved = [], {}
         for slot, genes, one in segments:
             peak, bound = (one.solved.peak, one.solved.bound) if one.price is None else (one.price, one.price)
-            rows.append((self.space, whole, slot, genes, one.key, peak, bound, one.work.params, one.work.macs, one.work.weight_bytes))
+            rows.append((self.space, kind, slot, genes, one.key, peak, bound, one.work.params, one.work.macs, one.work.weight_bytes))
             ends = one.solved.ends
             blocks = one.solved.blocks.astype("<i8").tobytes()
             solved[one.key] = (planner_version(), one.key, one.solved.peak, one.solved.bound, *ends, blocks)

@@ -116,10 +116,7 @@ class Cutter:
 
         Raises `SourceError` for a node that no slot covers.
         """
-        at = [self.place(node.scope) for node in graph.nodes]
-        if -1 in at:
-            node = graph.nodes[at.index(-1)]
-            raise SourceError(f"no slot of space {self.name} covers node {node.id} ({node.op}) in scope {node.scope!r}; slots() covers all")
+        at = self._slots_of(graph)
         last = len(self.slots) - 1
         storages = graph.storages
         counted = counted_storages(graph, "planned").tolist()
@@ -158,13 +155,9 @@ class Cutter:
         nodes: list[list[int]] = [[] for _ in self.slots]
         for v, k in enumerate(at):
             nodes[k].append(v)
-        weights: list[list[int]] = [[] for _ in self.slots]
-        for s, storage in enumerate(storages):
-            if storage.role in WEIGHT_ROLES:
-                k = first[s] if first[s] >= 0 else self.place(storage.name)
-                if k < 0:
-                    return f"{storage.role} {storage.name or s}, which nothing touches, is in no slot"
-                weights[k].append(s)
+        weights = self._weights(graph, first)
+        if isinstance(weights, str):
+            return weights
         segments = []
         seen = False
         alive = [False] * len(graph.nodes)
@@ -181,6 +174,45 @@ class Cutter:
             seen = seen or len(heavy) > len(dead)
             segments.append(Segment(graph, k, tuple(members), dead, entering, leaving, tuple(weights[k])))
         return tuple(segments)
+
+    def split(self, graph: Graph) -> tuple[Segment, ...]:
+        """The nodes and weights of each slot, wherever they lie: good for sums, and no proof of anything else.
+
+        Raises `SourceError` for a node that no slot covers, and for a weight that two slots touch.
+        """
+        at = self._slots_of(graph)
+        first = [-1] * len(graph.storages)
+        for v, touched in enumerate(graph.touches):
+            for s in touched:
+                if graph.storages[s].role in WEIGHT_ROLES and first[s] not in (-1, at[v]):
+                    raise SourceError(f"parts {first[s]} and {at[v]} of space {self.name} both touch {graph.storages[s].name!r}")
+                first[s] = at[v]
+        weights = self._weights(graph, first)
+        if isinstance(weights, str):
+            raise SourceError(f"space {self.name}: {weights}")
+        nodes: list[list[int]] = [[] for _ in self.slots]
+        for v, k in enumerate(at):
+            nodes[k].append(v)
+        return tuple(Segment(graph, k, tuple(nodes[k]), frozenset(), None, None, tuple(weights[k])) for k in range(len(nodes)))
+
+    def _slots_of(self, graph: Graph) -> list[int]:
+        """The slot of each node."""
+        at = [self.place(node.scope) for node in graph.nodes]
+        if -1 in at:
+            node = graph.nodes[at.index(-1)]
+            raise SourceError(f"no slot of space {self.name} covers node {node.id} ({node.op}) in scope {node.scope!r}; slots() covers all")
+        return at
+
+    def _weights(self, graph: Graph, first: Sequence[int]) -> list[list[int]] | str:
+        """Weights of each slot: those its nodes touch first, and by their names those that nothing touches."""
+        weights: list[list[int]] = [[] for _ in self.slots]
+        for s, storage in enumerate(graph.storages):
+            if storage.role in WEIGHT_ROLES:
+                k = first[s] if first[s] >= 0 else self.place(storage.name)
+                if k < 0:
+                    return f"{storage.role} {storage.name or s}, which nothing touches, is in no slot"
+                weights[k].append(s)
+        return weights
 
     def _crossing(self, graph: Graph, at: list[int], solid: list[bool]) -> list[int] | str:
         """The one tensor that passes behind each slot but the last, or why there is none."""
@@ -288,6 +320,14 @@ def planning_key(segment: Segment) -> bytes:
     return blake2b(repr(parts).encode(), digest_size=16).digest()
 
 
+def node_key(segment: Segment) -> bytes:
+    """16 bytes that are equal for segments of equal operators on tensors of equal shapes, whatever stands between them."""
+    graph = segment.graph
+    nodes = (graph.nodes[v] for v in segment.nodes)
+    parts = [(node.op, node.workspace, [graph.tensors[t].shape for t in (*node.inputs, *node.outputs)]) for node in nodes]
+    return blake2b(repr(parts).encode(), digest_size=16).digest()
+
+
 def solve(segment: Segment, *, time_limit: float = 10.0) -> Solved:
     """The least memory that orders of `segment` need, by `passes.schedule`, which checks its result; milliseconds mostly."""
     if not segment.nodes:
@@ -309,6 +349,14 @@ def solve(segment: Segment, *, time_limit: float = 10.0) -> Solved:
     enters = -1 if segment.entering is None else row.get(whole.tensors[whole.inputs[0]].storage, -1)
     leaves = -1 if segment.leaving is None else row.get(whole.tensors[whole.outputs[0]].storage, -1)
     return Solved(found.peak, bound, np.concatenate(blocks), (enters, leaves))
+
+
+def largest_need(segment: Segment) -> int:
+    """Bytes that one node of `segment` reads, makes and works in: no order of any network with that node needs less."""
+    graph = segment.graph
+    counted = counted_storages(graph, "planned").tolist()
+    needs = (sum(graph.storages[s].nbytes for s in graph.touches[v] if counted[s]) + graph.nodes[v].workspace for v in segment.nodes)
+    return max(needs, default=0)
 
 
 def as_graph(segment: Segment) -> Graph:

@@ -91,6 +91,10 @@ class Space(ABC):
         """The stretches between cut nodes, in order and covering every node; () where the networks of this space have no cuts."""
         return ()
 
+    def parts(self) -> tuple[Slot, ...]:
+        """Stretches that cover every node and depend on few genes each, for what adds up over nodes; they need not lie between cuts."""
+        return self.slots()
+
     @cached_property
     def size(self) -> int:
         """Number of different architectures. Spaces with rules between genes count them themselves."""

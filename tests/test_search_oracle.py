@@ -117,6 +117,12 @@ def pipeline(graph: Graph) -> dict[str, int]:
         "peak": found.peak,
         "peak_bound": found.lower_bound,
         "arena": plan.arena,
+        **pipeline_sums(graph),
+    }
+
+
+def pipeline_sums(graph: Graph) -> dict[str, int]:
+    return {
         "params": sum(parameter_elements(graph).values()),
         "macs": count(graph).macs,
         "weight_bytes": sum(s.nbytes for s in graph.storages if s.role in WEIGHT_ROLES),
@@ -390,11 +396,23 @@ def test_least_is_the_least_of_all(weights):
         assert oracle.least(metric).kind == "exact"
 
 
-def test_least_without_cuts_is_a_labelled_bound():
+def test_without_cuts_sums_come_from_parts_and_the_least_peak_is_a_labelled_bound():
     space = load_space("darts", layers=3, channels=4)
-    found = Oracle(space).least("peak")
-    assert found.kind == "bound"
-    assert found.value <= Oracle(space).cost(space.sample_rows(np.random.default_rng(0), 3))["peak"].min()
+    rows = space.sample_rows(np.random.default_rng(0), 40)
+    oracle = Oracle(space)
+    sums = oracle.cost(rows, ("params", "macs", "weight_bytes"))
+    assert oracle._tables.used == 0
+    for i, arch in enumerate(space.decode(rows[:10])):
+        expected = pipeline_sums(space.graph(arch))
+        assert {name: int(sums[name][i]) for name in expected} == expected
+    peaks = oracle.cost(rows[:5], ("peak", "params"))
+    assert_array_equal(peaks["params"], sums["params"][:5])
+    found = oracle.least("peak")
+    assert found.kind == "bound" and 0 < found.value <= peaks["peak"].min()
+    for metric in ("params", "macs"):
+        value, arch = oracle.least(metric)
+        assert oracle.least(metric).kind == "exact"
+        assert value == oracle.cost(arch, (metric,))[metric][0] <= sums[metric].min()
 
 
 def test_elimination_against_brute_force():

@@ -14,7 +14,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from ...compiler.errors import SourceError
-from ..space import Architecture, Space
+from ..space import Architecture, Slot, Space
 from .layers import LayerGraph
 from .nasbench201_graph import relu_conv_norm
 
@@ -57,6 +57,17 @@ class DARTS(Space):
     def describe(self) -> dict[str, Any]:
         options = {"channels": self.channels, "layers": self.layers, "num_classes": self.num_classes, "resolution": self.resolution}
         return {"name": self.name, "options": options}
+
+    def parts(self) -> tuple[Slot, ...]:
+        """Each operation follows its own gene and the pair that says which state it reads; what is around them follows none."""
+        found = [Slot("stem|global_pooling|flatten|classifier", ())]
+        for i in range(self.layers):
+            at = 3 * NODES * (i in reductions(self.layers))
+            found.append(Slot(f"cells.{i}", ()))
+            for node in range(NODES):
+                pair = at + 3 * node
+                found += [Slot(f"cells.{i}._ops.{2 * node + k}", (pair, pair + 1 + k)) for k in (0, 1)]
+        return tuple(found)
 
     def cells(self, arch: Architecture) -> tuple[Cell, Cell]:
         """The normal and the reduction cell: for each node its two edges (operation, state), lower state first."""
