@@ -27,7 +27,7 @@ from .space import Space
 if TYPE_CHECKING:
     from .oracle import Priced
 
-FILE = "segments-v1.sqlite"
+FILE = "oracle-v1.sqlite"
 TABLES = (
     """CREATE TABLE IF NOT EXISTS segments (
         space TEXT NOT NULL, kind INTEGER NOT NULL, slot INTEGER NOT NULL, genes BLOB NOT NULL, key BLOB NOT NULL, peak INTEGER NOT NULL,
