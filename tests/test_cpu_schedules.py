@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import platform
+from typing import Any
 
 import numpy as np
 import pytest
@@ -134,3 +136,18 @@ def test_tiles_fit_the_registers():
         found = tile_sizes(rows, columns, lanes, registers)
         assert found and all(r * v + v + 1 <= registers and r <= rows and (v - 1) * lanes < columns for r, v in found)
     assert tile_sizes(8, 15, 16, 32) == []
+
+
+def test_epilogues_that_move_elements_are_left_to_the_search():
+    from neaptide.targets.tvm.cpu_schedules import candidates
+    from neaptide.targets.tvm.tune import cpu_target
+
+    te: Any = importlib.import_module("tvm.te")
+    a, b = te.placeholder((20, 6), name="a", dtype="float32"), te.placeholder((6, 20), name="b", dtype="float32")
+    k = te.reduce_axis((0, 6), name="k")
+    product = te.compute((20, 20), lambda i, j: te.sum(a[i, k] * b[k, j], axis=k), name="product")
+    kept = te.compute((20, 20), lambda i, j: product[i, j] + 1.0, name="kept")
+    transposed = te.compute((20, 20), lambda i, j: product[j, i] + 1.0, name="transposed")
+    repeated = te.compute((2, 20, 20), lambda n, i, j: product[i, j] + 1.0, name="repeated")
+    found = [candidates(te.create_prim_func([a, b, last]), cpu_target(1)) for last in (kept, transposed, repeated)]
+    assert found[0] and found[1:] == [[], []]

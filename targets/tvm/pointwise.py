@@ -83,10 +83,10 @@ def product(func: tirx.PrimFunc) -> Product | None:
         wanted = [([*outer, k, j], [*outer, i, k]), ([k, j], [*outer, i, k])]
         batch, width, window = math.prod(lead), 0, []
     pairs = [pair for pair in (loads, loads[::-1]) if any(_read_at(pair, indices) for indices in wanted)]
-    if not pairs or any(extent != 1 for extent in window):
+    store = storing(reduction, found[1] if len(found) > 1 else None)
+    if not pairs or store is None or any(extent != 1 for extent in window):
         return None
     right, left = pairs[0]
-    store = storing(reduction, found[1] if len(found) > 1 else None)
 
     def place(b: Any, row: Any, column: Any) -> list[Any]:
         if window:

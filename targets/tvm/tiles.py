@@ -119,15 +119,36 @@ def substituted(expression: Any, values: Mapping[Any, Any], buffer: Any = None, 
     return structural_map(expression, [(tvm.ir.TensorLoad, read), (tirx.Var, variable)])
 
 
-def storing(reduction: Any, epilogue: Any | None) -> Callable[[Sequence[Any], Any], tirx.Stmt]:
-    """The statement that finishes the element at given indices from its sum: that of `epilogue`, a block, where there is one."""
+def storing(reduction: Any, epilogue: Any | None) -> Callable[[Sequence[Any], Any], tirx.Stmt] | None:
+    """The statement that finishes the element at given indices from its sum: that of `epilogue`, a block, where there is one.
 
-    def store(indices: Sequence[Any], value: Any) -> tirx.Stmt:
-        sums = reduction.body.buffer
-        if epilogue is None:
-            return stmt.BufferStore(sums, value, list(indices))
-        values, body = dict(zip([iv.var for iv in epilogue.iter_vars], indices, strict=True)), epilogue.body
+    None where the epilogue does not go over the sums element by element: a transpose, a reshape, a broadcast.
+    """
+    sums, indices = reduction.body.buffer, reduction.body.indices
+    if not all(index.same_as(iv.var) for index, iv in zip(indices, reduction.iter_vars, strict=False)):
+        return None
+    if epilogue is None:
+        return lambda at, value: stmt.BufferStore(sums, value, list(at))
+    axes = [iv.var for iv in epilogue.iter_vars]
+    extents = [[int(iv.dom.extent) for iv in block.iter_vars[: len(indices)]] for block in (epilogue, reduction)]
+    if len(axes) != len(indices) or extents[0] != extents[1] or not _read_only_at(epilogue.body.value, sums, axes):
+        return None
+
+    def store(at: Sequence[Any], value: Any) -> tirx.Stmt:
+        values, body = dict(zip(axes, at, strict=True)), epilogue.body
         finished = substituted(body.value, values, sums, value)
         return stmt.BufferStore(body.buffer, finished, [substituted(index, values) for index in body.indices])
 
     return store
+
+
+def _read_only_at(expression: Any, buffer: tirx.Buffer, axes: Sequence[Any]) -> bool:
+    read: list[bool] = []
+
+    def look(load: Any) -> Any:
+        if load.source.same_as(buffer):
+            read.append(all(index.same_as(axis) for index, axis in zip(load.indices, axes, strict=True)))
+        return load
+
+    structural_map(expression, (tvm.ir.TensorLoad, look))
+    return all(read)

@@ -86,14 +86,18 @@ def convolution(func: tirx.PrimFunc) -> Convolution | None:
     extents = [int(iv.dom.extent) for iv in reduction.iter_vars]
     if loads is None or len(axes) != 7 or not any(load.source.same_as(padding.body.buffer) for load in loads):
         return None
+    if any(len(load.indices) != 4 for load in loads):
+        return None
     data, weights = loads if loads[0].source.same_as(padding.body.buffer) else loads[::-1]
     n, f, y, x, k, ky, kx = axes
     batch, channels, height, width, depth, *taps = extents
     steps = [_steps(data.indices[2], axes, y, ky), _steps(data.indices[3], axes, x, kx)]
     depthwise = depth == 1 and _same(data.indices[1], f + k)
     inner = _inner(padding)
+    store = storing(reduction, found[2] if len(found) > 2 else None)
     if (
         inner is None
+        or store is None
         or steps[0] is None
         or steps[0] != steps[1]
         or not all(_same(i, w) for i, w in zip(weights.indices, (f, k, ky, kx), strict=True))
@@ -104,7 +108,6 @@ def convolution(func: tirx.PrimFunc) -> Convolution | None:
     ):
         return None
     source, before = inner
-    store = storing(reduction, found[2] if len(found) > 2 else None)
     return Convolution(
         sch.mod["main"], source, batch, channels, depth, depthwise, (taps[0], taps[1]), *steps[0], before, (height, width),
         lambda channel, step, i, j: substituted(weights, {f: channel, k: step, ky: integer(i), kx: integer(j)}),
