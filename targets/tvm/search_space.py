@@ -69,8 +69,8 @@ def applied(func: tirx.PrimFunc, trace: Any) -> tvm.IRModule:
 
 def operator_module(func: tirx.PrimFunc) -> tvm.IRModule:
     """A copy of `func` alone in a module, called `main`: applying a trace changes the statements of the function it is given."""
-    func = tvm.ir.load_json(tvm.ir.save_json(func))
-    return tvm.IRModule({"main": func.with_attr("global_symbol", "main").with_attr("tirx.noalias", True)})
+    copied: Any = tvm.ir.load_json(tvm.ir.save_json(func))
+    return tvm.IRModule({"main": copied.with_attr("global_symbol", "main").with_attr("tirx.noalias", True)})
 
 
 def plain(value: Any) -> Any:
