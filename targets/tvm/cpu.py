@@ -235,7 +235,7 @@ def _cost(
         fewest = min((known.trials for known in found.values()), default=0)
         reasons.append(
             f"tuned: {len(set(keys.values()))} distinct operators, {fewest} or more schedules tried for each; alone they take "
-            f"{alone * 1e3:.2f} ms together"
+            f"{alone * 1e3:.3g} ms together"
         )
     most = max((op.bytes for op in per_op), default=0)
     reasons.append(f"beside the arena's {plan.arena:,} B, operators take up to {most:,} B of workspace from TVM's pool, one at a time")
