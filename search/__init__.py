@@ -14,30 +14,39 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .constraints import Constraint, Constraints
+    from .data import ImageData, TabularData, load_data
     from .engine import Context, Engine, Objective, Outcome, Proposal
     from .engines import list_engines, load_engine
     from .oracle import Oracle
+    from .published import from_published
     from .result import Candidate, SearchResult
     from .run import search
     from .space import Architecture, Slot, Space
     from .spaces import list_spaces, load_space
+    from .spaces.own import Choice, OwnSpace
 
 __all__ = [
     "Architecture",
     "Candidate",
+    "Choice",
     "Constraint",
     "Constraints",
     "Context",
     "Engine",
+    "ImageData",
     "Objective",
     "Oracle",
     "Outcome",
+    "OwnSpace",
     "Proposal",
     "SearchResult",
     "Slot",
     "Space",
+    "TabularData",
+    "from_published",
     "list_engines",
     "list_spaces",
+    "load_data",
     "load_engine",
     "load_space",
     "search",
@@ -45,13 +54,16 @@ __all__ = [
 
 _HOMES = {
     ".constraints": ("Constraint", "Constraints"),
+    ".data": ("ImageData", "TabularData", "load_data"),
     ".engine": ("Context", "Engine", "Objective", "Outcome", "Proposal"),
     ".engines": ("list_engines", "load_engine"),
     ".oracle": ("Oracle",),
+    ".published": ("from_published",),
     ".result": ("Candidate", "SearchResult"),
     ".run": ("search",),
     ".space": ("Architecture", "Slot", "Space"),
     ".spaces": ("list_spaces", "load_space"),
+    ".spaces.own": ("Choice", "OwnSpace"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
