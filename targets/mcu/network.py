@@ -95,18 +95,15 @@ def _prepared(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None,
 
 def with_llvm(network: Network, target: Target) -> Network:
     """`network` with its operators as LLVM's objects for the core of `target`, placed anew."""
-    import tvm
-
-    from ..tvm.lower import lower
+    from ..tvm.lower import llvm_version, lower
     from ..tvm.schedules import scheduled
 
     kernels = lower(network.functions, scheduled, target=target.tvm)
-    llvm = f"llvm {tvm.get_global_func('target.llvm_version_major')()}"
     return replace(
         network,
         found=planned(network.found.separate, kernels, inplace=network.inplace),
         kernels=kernels,
-        versions={**network.versions, "codegen": llvm},
+        versions={**network.versions, "codegen": llvm_version()},
     )
 
 

@@ -96,6 +96,11 @@ def _decoded(text: bytes) -> Kernel:
     return Kernel(symbol, bytes.fromhex(code) if binary else code, parameters, tuple(workspace), tuple(over))
 
 
+def llvm_version() -> str:
+    """Name and version of the LLVM inside TVM."""
+    return f"llvm {tvm.get_global_func('target.llvm_version_major')()}"
+
+
 def signature(symbol: str, func: tirx.PrimFunc) -> str:
     """What an operator computes, whatever its number in a network and its schedule: kind, shapes and a hash of its structure.
 
