@@ -47,7 +47,7 @@ class Evaluator(Protocol):
         """Numbers by metric. The context may lack its oracle and constraints."""
         ...
 
-    def test(self, arch: Architecture, context: Context) -> float | None:
+    def test(self, proposal: Proposal, context: Context) -> float | None:
         """Accuracy on what no search has seen, in percent; None where there is nothing of the kind."""
         ...
 
@@ -62,7 +62,7 @@ class Costs:
     def evaluate(self, proposal: Proposal, context: Context) -> dict[str, float]:
         return {}
 
-    def test(self, arch: Architecture, context: Context) -> float | None:
+    def test(self, proposal: Proposal, context: Context) -> float | None:
         return None
 
 
@@ -76,8 +76,8 @@ class Tabular:
     def evaluate(self, proposal: Proposal, context: Context) -> dict[str, float]:
         return {"accuracy": context.data.of(proposal.arch)}
 
-    def test(self, arch: Architecture, context: Context) -> float | None:
-        return context.data.of(arch, held_out=True)
+    def test(self, proposal: Proposal, context: Context) -> float | None:
+        return context.data.of(proposal.arch, held_out=True)
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class Scored:
                 name: score(name, module, context.data, seed=seed, resolution=resolution_of(context, proposal.arch)) for name in self.names
             }
 
-    def test(self, arch: Architecture, context: Context) -> float | None:
+    def test(self, proposal: Proposal, context: Context) -> float | None:
         return None
 
 
@@ -142,16 +142,16 @@ class Trained:
             partial.unlink(missing_ok=True)
             return values
 
-    def test(self, arch: Architecture, context: Context) -> float | None:
+    def test(self, proposal: Proposal, context: Context) -> float | None:
         from .training import evaluate
         from .weights import load_weights
 
-        path = weights_path(context.folder, Proposal(arch))
+        path = weights_path(context.folder, proposal)
         if context.data.test is None or not path.is_file():
             return None
-        with fresh(Proposal(arch), context) as (module, _):
+        with fresh(proposal, context) as (module, _):
             module.load_state_dict(load_weights(path)[0])
-            return evaluate(module, context.data, "test", resolution=resolution_of(context, arch))
+            return evaluate(module, context.data, "test", resolution=resolution_of(context, proposal.arch))
 
     def _settings(self, proposal: Proposal, context: Context) -> Any:
         from .training import TrainSettings
@@ -183,8 +183,8 @@ class Together:
             values.update(part.evaluate(proposal, context))
         return values
 
-    def test(self, arch: Architecture, context: Context) -> float | None:
-        return self.parts[0].test(arch, context)
+    def test(self, proposal: Proposal, context: Context) -> float | None:
+        return self.parts[0].test(proposal, context)
 
 
 def evaluator_for(objectives: Sequence[Objective], data: Any, space: Space, training: Mapping[str, Any]) -> Evaluator:

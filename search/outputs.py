@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..compiler.errors import BudgetError, MissingExtraError
 from ..compiler.serialize import write_bytes, write_text
-from .engine import Context, Proposal
+from .engine import Context
 from .evaluate import weights_path
 from .network_source import network_source
 from .result import Candidate, SearchResult
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from ..targets.database import CostDatabase
     from ..targets.spec import Target
-    from .space import Architecture, Space
+    from .space import Space
 
 
 def write_front(result: SearchResult, path: str | Path) -> None:
@@ -47,7 +47,7 @@ def write_network(result: SearchResult, candidate: Candidate, folder: str | Path
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    module, trained = network(result.space, candidate.arch, result.folder)
+    module, trained = network(result.space, candidate, result.folder)
     source, weights, onnx = (folder / f"{name}.{suffix}" for suffix in ("py", "safetensors", "onnx"))
     shape = result.space.input_shape(candidate.arch)
     text = network_source(module, shape, title=f"{result.space.name}: {candidate.text}", weights=weights.name if trained else "")
@@ -60,14 +60,14 @@ def write_network(result: SearchResult, candidate: Candidate, folder: str | Path
     yield onnx
 
 
-def network(space: Space, arch: Architecture, folder: str | Path) -> tuple[torch.nn.Module, bool]:
+def network(space: Space, candidate: Candidate, folder: str | Path) -> tuple[torch.nn.Module, bool]:
     """The network in evaluation mode, and whether it has the weights that the search in `folder` trained; else they are drawn by seed 0."""
     import torch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        module = space.module(arch).eval()
-    path = weights_path(folder, Proposal(arch))
+        module = space.module(candidate.arch).eval()
+    path = weights_path(folder, candidate.proposal)
     trained = path.is_file()
     if trained:
         module.load_state_dict(load_weights(path)[0])
@@ -92,7 +92,7 @@ def measure_candidate(candidate: Candidate, context: Context, target: Target | N
 
     if target is None:
         return replace(candidate, note="not measured: no --target to run it on")
-    module, _ = network(context.space, candidate.arch, context.folder)
+    module, _ = network(context.space, candidate, context.folder)
     example: Any = (torch.randn(context.space.input_shape(candidate.arch), generator=torch.Generator().manual_seed(0)),)
     try:
         return replace(candidate, measured=measure(module, example, target=target, name=candidate.arch.digest, database=database))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .engine import Objective
+from .engine import Objective, Proposal
 from .objectives import front, losses
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ FORMAT, VERSION = "neaptide.search", 1
 @dataclass(frozen=True, slots=True)
 class Candidate:
     """One architecture that was tried. `values`: every number known of it, by metric; `measured`: its real cost, where it was run;
-    `note`: why it could not be.
+    `note`: why it could not be; `settings`: the proposal's, which tell its trained weights from others of the architecture.
     """
 
     index: int
@@ -33,6 +33,12 @@ class Candidate:
     feasible: bool
     measured: Cost | None = None
     note: str = ""
+    settings: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    @property
+    def proposal(self) -> Proposal:
+        """What was evaluated: the architecture, under its settings."""
+        return Proposal(self.arch, origin=self.origin, settings=self.settings)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON values: `architecture` is the text, `cost` the measured cost."""

@@ -248,12 +248,12 @@ class _Search:
 
     def _candidate(self, trial: Trial, proposal: Proposal) -> Candidate:
         text = self._setup.space.text(proposal.arch)
-        return Candidate(trial.index, proposal.arch, text, trial.origin, trial.values, trial.feasible)
+        return Candidate(trial.index, proposal.arch, text, trial.origin, trial.values, trial.feasible, settings=proposal.settings)
 
     def _tested(self, best: Candidate) -> float | None:
         test = getattr(self._setup.evaluator, "test", None)
         self._progress("testing the chosen network", 0, 0)
-        return None if test is None else test(best.arch, self._setup.context)
+        return None if test is None else test(best.proposal, self._setup.context)
 
     def _show(self, done: int, new: Iterable[Trial]) -> None:
         """Say how many proposals are done, and the best value of the first objective; `new`: trials not shown before."""

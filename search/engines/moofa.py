@@ -235,7 +235,7 @@ class PredictedAccuracy:
         row = context.space.encode([proposal.arch])
         return {"accuracy": float(self.predictor.predict(features(context.space, row))[0])}
 
-    def test(self, arch: Architecture, context: Context) -> float | None:
+    def test(self, proposal: Proposal, context: Context) -> float | None:
         """Nothing: no network was trained."""
         return None
 
@@ -255,16 +255,16 @@ class SupernetAccuracy:
 
         with self._subnet(proposal.arch, context) as (module, side):
             if proposal.origin == "evolution":
-                self._keep(module, proposal.arch, context)
+                self._keep(module, proposal, context)
             return {"accuracy": evaluate(module, context.data, "val", resolution=side)}
 
-    def test(self, arch: Architecture, context: Context) -> float | None:
+    def test(self, proposal: Proposal, context: Context) -> float | None:
         from ..training import evaluate
 
         if context.data.test is None:
             return None
-        with self._subnet(arch, context) as (module, side):
-            self._keep(module, arch, context)
+        with self._subnet(proposal.arch, context) as (module, side):
+            self._keep(module, proposal, context)
             return evaluate(module, context.data, "test", resolution=side)
 
     @contextmanager
@@ -283,11 +283,11 @@ class SupernetAccuracy:
         finally:
             torch.set_num_threads(threads)
 
-    def _keep(self, module: Any, arch: Architecture, context: Context) -> None:
+    def _keep(self, module: Any, proposal: Proposal, context: Context) -> None:
         from ..evaluate import weights_path
         from ..weights import save_weights
 
-        save_weights(weights_path(context.folder, Proposal(arch)), module.state_dict(), {"supernet": True})
+        save_weights(weights_path(context.folder, proposal), module.state_dict(), {"supernet": True})
 
 
 @lru_cache(maxsize=1)
