@@ -19,7 +19,7 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "out" / "bench"
-RESUMABLE = ("trace_zoo", "eager_peak", "training_peak", "execute")
+RESUMABLE = ("trace_zoo", "eager_peak", "training_peak", "execute", "moofa_supernet")
 
 BENCHMARKS = {
     "order": "Orders: proven optima on the public graphs",
@@ -42,6 +42,9 @@ BENCHMARKS = {
     "spaces": "Graphs of search spaces against traces of their modules",
     "published": "Published networks from their block tables",
     "nasbench201_space": "NAS-Bench-201: the whole space",
+    "moofa_predictor": "Accuracy predictors on published accuracies",
+    "moofa_search": "MOOFA: evolution under a hard limit on the peak",
+    "moofa_supernet": "MOOFA: supernet against networks trained alone",
 }
 
 

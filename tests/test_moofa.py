@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.spawn import start_processes
 
 from neaptide.compiler.errors import BudgetError, SourceError
 from neaptide.search.accuracy_predictor import Agreement, agreement, fit_accuracy, load_predictor
@@ -21,7 +22,7 @@ from neaptide.search.moofa_sizing import SizingRule, round_channels, size_channe
 from neaptide.search.oracle import Oracle
 from neaptide.search.run import search
 from neaptide.search.spaces import load_space
-from neaptide.search.spaces.ofa import MOOFA, Settings
+from neaptide.search.spaces.ofa import MOOFA, OFAMobileNetV3, Settings
 from neaptide.search.supernets.elastic import ElasticSupernet, largest, load_supernet, sort_channels
 from neaptide.search.supernets.phases import SCHEDULES, Phase, Schedule, phase_rows
 from neaptide.search.supernets.shrinking import shrink, side_of, subnet_accuracy
@@ -233,6 +234,12 @@ TINY = {
 }  # fmt: skip
 
 
+def elastic(name="moofa", **options):
+    space = load_space(name, **{**TINY, **options})
+    assert isinstance(space, OFAMobileNetV3)
+    return space
+
+
 def images(n=96, seed=0):
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 3
@@ -257,7 +264,7 @@ def grown(space, seed=0):
     "name, options", [("moofa", {}), ("moofa", {"expands": (1, 1.5, 2)}), ("ofa_mbv3", {}), ("compofa", {"depths": (1, 2, 3)})]
 )
 def test_a_subnet_in_place_is_the_subnet_taken_out(name, options, rng):
-    space = load_space(name, **{**TINY, **options})
+    space = elastic(name, **options)
     supernet, data = grown(space), images()
     for arch in [*space.decode(space.sample_rows(rng, 4)), largest(space)]:
         supernet.active = arch
@@ -274,23 +281,23 @@ def test_a_subnet_in_place_is_the_subnet_taken_out(name, options, rng):
 
 
 def test_smaller_kernels_are_centres_through_their_maps():
-    space = load_space("moofa", **TINY)
+    space = elastic()
     supernet = ElasticSupernet(space)
     weight = supernet.net.stages.get_submodule("0.0").depthwise.conv.weight
     genes = [0, *[1] * 5, *[0, 2] * 10]
-    three = supernet.extract(space.architecture(genes)).get_submodule("stages.0.0").depthwise.conv.weight
+    three = supernet.extract(space.architecture(genes)).state_dict()["stages.0.0.depthwise.conv.weight"]
     assert torch.equal(three, weight[:, :, 2:5, 2:5])  # maps begin as the identity
     with torch.no_grad():
         seven_to_five = supernet.maps["stages-0-0-7to5"]
         seven_to_five += torch.randn_like(seven_to_five)
         supernet.maps["stages-0-0-5to3"] *= 2
     five = (seven_to_five @ weight[:, 0, 1:6, 1:6].reshape(-1, 25).T).T.reshape(-1, 5, 5)
-    three = supernet.extract(space.architecture(genes)).get_submodule("stages.0.0").depthwise.conv.weight
+    three = supernet.extract(space.architecture(genes)).state_dict()["stages.0.0.depthwise.conv.weight"]
     assert torch.allclose(three[:, 0], 2 * five[:, 1:4, 1:4], atol=1e-6)
 
 
 def test_sorted_channels_leave_the_largest_network_and_put_what_matters_first():
-    space = load_space("moofa", **TINY)
+    space = elastic()
     supernet, data = grown(space).eval(), images()
     x = data.normalized(data.val[0][:8])
     before = supernet(x)
@@ -303,12 +310,12 @@ def test_sorted_channels_leave_the_largest_network_and_put_what_matters_first():
 
 
 def test_supernets_know_their_subnets_and_weights():
-    space = load_space("moofa", **TINY)
+    space = elastic()
     supernet = ElasticSupernet(space)
     with pytest.raises(SourceError, match="no subnet of this supernet of moofa"):
-        supernet.extract(load_space("ofa_mbv3", **TINY).sample(np.random.default_rng(0)))
+        supernet.extract(elastic("ofa_mbv3").sample(np.random.default_rng(0)))
     with pytest.raises(SourceError, match="differs"):
-        load_supernet(load_space("moofa", **{**TINY, "classes": 4}), supernet.state_dict())
+        load_supernet(elastic(classes=4), supernet.state_dict())
 
 
 # ---- progressive shrinking --------------------------------------------------------------------------------------------
@@ -320,7 +327,7 @@ SHORT = Schedule(
 
 
 def test_phases_open_one_kind_of_choice_after_another(rng):
-    space = load_space("moofa")
+    space = elastic(resolutions=(128, 160), depths=(2, 3, 4))
     opened = {p.name: space.settings(phase_rows(space, p, rng, 200)) for p in SCHEDULES["paper"].phases}
 
     def values(name):
@@ -350,7 +357,7 @@ class Killed(Exception):
 
 
 def test_a_shrinking_that_was_killed_after_any_epoch_ends_as_one_that_was_not(tmp_path):
-    space, data = load_space("moofa", **TINY), images()
+    space, data = elastic(), images()
     told = []
     whole = shrink(space, data, SHORT, seed=3, progress=lambda *what: told.append(what)).state_dict()
     assert [(phase, epoch) for phase, epoch, _ in told] == [
@@ -375,7 +382,7 @@ def test_a_shrinking_that_was_killed_after_any_epoch_ends_as_one_that_was_not(tm
 
 
 def test_subnets_learn_by_shrinking():
-    space, data = load_space("moofa", **TINY), images()
+    space, data = elastic(), images()
     longer = Schedule(tuple(replace(p, epochs=3 * p.epochs) for p in SHORT.phases), batch=32, augment=False)
     supernet = shrink(space, data, longer)
     smallest_arch = space.decode(smallest(space)[-1:])[0]
@@ -386,18 +393,19 @@ def test_subnets_learn_by_shrinking():
 def _one_of_two(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    supernet = shrink(load_space("moofa", **TINY), images(), replace(SHORT, batch=16), seed=1, folder=f"{folder}/run")
+    supernet = shrink(elastic(), images(), replace(SHORT, batch=16), seed=1, folder=f"{folder}/run")
     save_weights(f"{folder}/rank{rank}.safetensors", supernet.state_dict())
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_train_one_supernet(tmp_path):
-    torch.multiprocessing.start_processes(_one_of_two, (str(tmp_path),), nprocs=2, start_method="spawn")
+    method = "spawn" if torch.cuda.is_available() else "fork"  # autograd's threads, which a GPU brings, do not survive a fork
+    start_processes(_one_of_two, (str(tmp_path),), nprocs=2, start_method=method)
     first, second = (load_weights(tmp_path / f"rank{rank}.safetensors")[0] for rank in (0, 1))
     assert all(torch.equal(first[name], t) for name, t in second.items())
     kept, facts = load_weights(tmp_path / "run" / "supernet.safetensors")
     assert all(torch.equal(kept[f"m.{name}"], t) for name, t in first.items()) and facts["phase"] == 3
-    alone = shrink(load_space("moofa", **TINY), images(), replace(SHORT, batch=16), seed=1).state_dict()
+    alone = shrink(elastic(), images(), replace(SHORT, batch=16), seed=1).state_dict()
     assert not all(torch.equal(first[name], t) for name, t in alone.items())
 
 
@@ -407,13 +415,14 @@ def test_two_processes_train_one_supernet(tmp_path):
 def test_engine_searches_a_supernet_and_never_leaves_its_limit(tmp_path, monkeypatch):
     monkeypatch.setitem(engine_module.PRESETS, "smoke", {**engine_module.PRESETS["smoke"], "samples": 12, "generations": 5})
     monkeypatch.setattr("neaptide.search.supernets.phases.SCHEDULES", {"smoke": SHORT})
-    space, data = load_space("moofa", **TINY), images()
+    space, data = elastic(), images()
     arguments = {"constraints": ["peak<=4KiB"], "data": data, "preset": "smoke", "workers": 1}
     result = search(space, "moofa", objectives="accuracy,peak", folder=tmp_path / "a", **arguments)
     assert {t.origin for t in result.trials} == {"balanced", "evolution"} and len(result.trials) > 12
     assert all(t.values["peak"] <= 4096 and t.feasible for t in result.trials)
     assert result.test_accuracy is not None and (tmp_path / "a" / "predictor.safetensors").is_file()
     best = result.best
+    assert best is not None
     module = space.module(best.arch)
     module.load_state_dict(load_weights(weights_path(tmp_path / "a", Proposal(best.arch)))[0])
     assert evaluate(module.eval(), data, "test", resolution=side_of(space, best.arch, data)) == result.test_accuracy
@@ -426,6 +435,7 @@ def test_engine_searches_published_accuracies(tmp_path, shared_dir):
     result = search(
         "moofa", "moofa", constraints=["peak<=1600KB"], accounting="moofa-published", options=options, preset="smoke", folder=tmp_path
     )
+    assert result.best is not None
     assert result.best.values["accuracy"] > 73 and result.best.values["peak"] <= 1_600_000
 
 
@@ -435,4 +445,4 @@ def test_engine_says_what_it_cannot_search(tmp_path):
     with pytest.raises(SourceError, match="searches for accuracy"):
         search("moofa", "moofa", objectives="macs", folder=tmp_path)
     with pytest.raises(BudgetError, match="least"):
-        search(load_space("moofa", **TINY), "moofa", constraints=["peak<=1KB"], data=images(), folder=tmp_path)
+        search(elastic(), "moofa", constraints=["peak<=1KB"], data=images(), folder=tmp_path)
