@@ -133,8 +133,8 @@ class Constraints:
                 known: Metric = METRICS[c.metric]
                 space = self.oracle.space
                 raise BudgetError(
-                    f"no architecture of {space.name} keeps {c.text}: the least {known.title} it can reach is "
-                    f"{format_amount(value, known.unit)}, over {format_amount(c.limit, known.unit)} ({space.text(arch)}); "
+                    f"no architecture of {space.name} keeps {c.text}: the least {known.title} is "
+                    f"{format_amount(value, known.unit)}, over {format_amount(c.limit, known.unit)} (that of {space.text(arch)}); "
                     "raise the limit, or search a space of smaller networks"
                 )
 

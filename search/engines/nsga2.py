@@ -28,7 +28,7 @@ PRESETS = {
     "small": {"population": 32, "batch": 16},
     "paper": {"population": 100, "batch": 50},
 }
-ATTEMPTS = 40
+PATIENCE = 48
 
 
 class NSGA2:
@@ -57,8 +57,10 @@ class NSGA2:
     def ask(self) -> list[Proposal]:
         """Up to `batch` feasible architectures that were never asked for; [] when none is left."""
         proposals: dict[Architecture, Proposal] = {}
-        for _ in range(ATTEMPTS * self._batch):
+        idle = 0
+        while len(proposals) < self._batch and idle < PATIENCE:
             trial, arch = self._suggested()
+            idle += 1
             if arch in self._told:
                 self._tell(trial, *self._told[arch])
             elif arch in proposals:
@@ -68,8 +70,7 @@ class NSGA2:
             else:
                 proposals[arch] = Proposal(arch, origin="nsga2")
                 self._asked.append(trial)
-            if len(proposals) == self._batch:
-                break
+                idle = 0
         if not proposals:  # the sampler goes round in what is known: bring in chance
             for arch in self._sampler.draw(self._rng, self._batch, self._told):
                 self._study.enqueue_trial({f"g{i}": gene for i, gene in enumerate(arch.genes)})
