@@ -18,6 +18,8 @@ import numpy as np
 import torch
 
 from neaptide.search.engines.memnet_controller import Controller, ControllerSettings, average_precision, discounted_gain
+from neaptide.search.oracle import Oracle
+from neaptide.search.spaces import load_space
 
 from .figures import Figure, finish, shared_folder
 
@@ -43,12 +45,12 @@ RECURRENT = {
 
 @dataclass(frozen=True)
 class Cells:
-    """The table: operations of each edge (networks, 6), and what they cost and reach."""
+    """The table: operations of each edge (networks, 6), what they cost and reach, and the genes of the space for the oracle."""
 
     operations: np.ndarray
     accuracy: np.ndarray
     params: np.ndarray
-    memory: np.ndarray
+    rows: np.ndarray
 
 
 def main() -> int:
@@ -116,9 +118,9 @@ def block_sequences(operations: np.ndarray) -> np.ndarray:
 def _cells() -> Cells:
     table = np.load(shared_folder() / "data" / "nasbench201.npz")
     operations = table["ops"].astype(np.int64)
-    # Memory as the paper estimates it from a cell: elements that its operations write, which is what tells cells apart here.
-    memory = 1 + (operations > 0).sum(1)
-    return Cells(operations, table["cifar10_test_200"].astype(float), table["params_cifar10"].astype(float), memory.astype(float))
+    space = load_space("nasbench201")
+    rows = space.encode([space.parse(text.decode()) for text in table["arch_str"]])
+    return Cells(operations, table["cifar10_test_200"].astype(float), table["params_cifar10"].astype(float), rows)
 
 
 def _pairs(operations: np.ndarray) -> np.ndarray:
@@ -132,12 +134,14 @@ def _methods(cells: Cells, blocks: np.ndarray, pairs: np.ndarray, seed: int) -> 
     from sklearn.ensemble import HistGradientBoostingRegressor
     from sklearn.linear_model import RidgeCV
 
+    oracle = Oracle(load_space("nasbench201"))
     flat = np.eye(5)[cells.operations].reshape(len(cells.operations), -1)
 
     def recurrent(settings: ControllerSettings) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         def rank(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
-            controller = Controller(settings, seed=seed)
-            return controller.fit(blocks[known], cells.accuracy[known], cells.params[known], cells.memory[known]).score(blocks[asked])
+            peaks = oracle.cost(cells.rows[known], ("peak",))["peak"]
+            controller = Controller(settings, seed=seed).fit(blocks[known], cells.accuracy[known], cells.params[known], peaks)
+            return controller.score(blocks[asked])
 
         return rank
 

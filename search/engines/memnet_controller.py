@@ -6,7 +6,8 @@ lambda times the squared errors of the other two.
 
 Where the paper leaves things open, or where measurement showed better:
 - the cross-entropy is taken list-wise (ListNet, Cao et al. 2007) between softmax(ranks as normal scores / temperature) and the scores;
-- heads read the encoder's state as well as the ranking GRU's (a residual path), which the paper does not mention;
+- heads read the encoding as well as the ranking GRU's state (a residual path), and the encoding is the encoder GRU's last state plus a
+  linear map of all blocks at their places; the paper mentions neither, and the second alone raised NDCG@50 by a tenth on NAS-Bench-201;
 - a GRU over a list depends on the list's order: orders are shuffled in training and averaged over at inference;
 - several such networks with different weights may vote (`members`), which the paper does not do.
 """
@@ -31,9 +32,9 @@ HEADS = 3
 
 @dataclass(frozen=True, slots=True)
 class ControllerSettings:
-    """`kind`: "cross" is the paper's with residual heads, "double" without them, "single" has no ranking GRU. `loss` of the accuracy head:
-    "listnet" or "mse". `hidden` and `embedding` are the paper's 100. `list_size` networks are ranked together, `lists` of them a step.
-    `cost_weight`: lambda of equation (3). `orders`: list orders averaged at inference. `members`: networks that vote.
+    """`kind`: "cross" is the paper's with both additions above, "double" without them, "single" has no ranking GRU. `loss` of the
+    accuracy head: "listnet" or "mse". `hidden` and `embedding` are the paper's 100. `list_size` networks are ranked together, `lists` of
+    them a step. `cost_weight`: lambda of equation (3). `orders`: list orders averaged at inference. `members`: networks that vote.
     """
 
     kind: Literal["cross", "double", "single"] = "cross"
@@ -77,7 +78,7 @@ class Controller:
                 seed = self._seed * 1009 + i
                 if i == len(self._members):
                     torch.manual_seed(seed)
-                    self._members.append(_network(blocks.shape[-1], self.settings))
+                    self._members.append(_network(blocks.shape[1], blocks.shape[2], self.settings))
                 _train(self._members[i], inputs, targets, self.settings, seed)
         return self
 
@@ -112,13 +113,15 @@ class Controller:
         self._members = []
         for i in range(self.settings.members):
             own = {name.partition(".")[2]: t for name, t in state.items() if name.partition(".")[0] == str(i)}
-            member = _network(own["embed.weight"].shape[1], self.settings)
+            width = self.settings.embedding
+            length = own["placed.weight"].shape[1] // width if "placed.weight" in own else 1
+            member = _network(length, own["embed.weight"].shape[1], self.settings)
             member.load_state_dict(own)
             self._members.append(member)
         return self
 
 
-def _network(features: int, settings: ControllerSettings) -> Any:
+def _network(length: int, features: int, settings: ControllerSettings) -> Any:
     import torch
     from torch import nn
 
@@ -130,15 +133,17 @@ def _network(features: int, settings: ControllerSettings) -> Any:
             self.embed = nn.Linear(features, settings.embedding)
             self.encoder = nn.GRU(settings.embedding, settings.hidden, batch_first=True)
             self.ranking = nn.GRU(settings.hidden, settings.hidden, batch_first=True) if settings.kind != "single" else None
+            self.placed = nn.Linear(length * settings.embedding, settings.hidden) if settings.kind == "cross" else None
             self.own = nn.Linear(settings.hidden, HEADS) if settings.kind != "double" else None
             self.listed = nn.Linear(settings.hidden, HEADS) if settings.kind != "single" else None
 
         def encode(self, blocks: torch.Tensor) -> torch.Tensor:
-            """(networks, blocks, features) to (networks, hidden): the state after the last block that is not padding."""
-            states = self.encoder(torch.relu(self.embed(blocks)))[0]
+            """(networks, blocks, features) to (networks, hidden): the state after the last block that is not padding, and the places."""
+            embedded = torch.relu(self.embed(blocks))
             there = (blocks != 0).any(-1)
             last = torch.where(there, torch.arange(blocks.shape[1]), 0).amax(-1)
-            return states[torch.arange(len(blocks)), last]
+            state = self.encoder(embedded)[0][torch.arange(len(blocks)), last]
+            return state if self.placed is None else state + torch.relu(self.placed(embedded.flatten(1)))
 
         def heads(self, encoded: torch.Tensor) -> torch.Tensor:
             """(lists, networks, hidden) to (lists, networks, 3)."""

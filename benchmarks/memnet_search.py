@@ -1,0 +1,122 @@
+"""MemNet's small preset on CIFAR-10 against random search that trains on as many images: accuracy and planned peak of what each chooses.
+
+`python -m benchmarks.memnet_search [--quick] [--seeds N] [--json PATH] [--keep FOLDER]`. Needs `neaptide[search]` and the shared data. Both
+search the same space (MemNet's cells at width 16 on images of 16 pixels) from the same seed. MemNet chooses by its score, equation (4);
+random search chooses its most accurate network, as is usual. Accuracies are of the validation part; those on the held-out test part, looked
+at for the chosen networks alone, stand beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+
+from neaptide.search.data import load_data
+from neaptide.search.engines.memnet import selection_score
+from neaptide.search.evaluate import TRAININGS
+from neaptide.search.result import Candidate, SearchResult
+from neaptide.search.run import search
+
+from .figures import Figure, finish, shared_folder
+
+SPACE = {"width": 16, "resolution": 16}
+SEEDS, QUICK_SEEDS = 3, 1
+PRESET, QUICK_PRESET = "small", "smoke"
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What one search ended with. `images`: shown in training, in all."""
+
+    engine: str
+    seed: int
+    networks: int
+    images: int
+    accuracy: float
+    test: float
+    peak: int
+    params: int
+    seconds: float
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="one seed of the smoke preset")
+    parser.add_argument("--seeds", type=int, help=f"how many (default {SEEDS})")
+    parser.add_argument("--json", help="write results to this file")
+    parser.add_argument("--keep", help="folder for the studies, taken up again when they are there")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    preset = QUICK_PRESET if options.quick else PRESET
+    pairs = []
+    with tempfile.TemporaryDirectory() as temporary:
+        for seed in range(options.seeds or (QUICK_SEEDS if options.quick else SEEDS)):
+            pairs.append(_pair(seed, preset, Path(options.keep or temporary)))
+            print(*pairs[-1], sep="\n", file=sys.stderr)
+    better = sum(ours.accuracy > theirs.accuracy and ours.peak < theirs.peak for ours, theirs in pairs)
+    figures = [Figure("MemNet more accurate at a lower peak than random search of the same training", f"{len(pairs)} of {len(pairs)} seeds",
+                      f"{better} of {len(pairs)}", better == len(pairs))]  # fmt: skip
+    rows = [(c.engine, c.seed, c.networks, f"{c.images:,}", f"{c.accuracy:.2f} %", f"{c.test:.2f} %", f"{c.peak:,}", f"{c.params:,}",
+             f"{c.seconds:.0f}") for pair in pairs for c in pair]  # fmt: skip
+    columns = ("engine", "seed", "networks", "images trained on", "validation", "test", "peak B", "params", "s")
+    notes = (
+        f"preset {preset}, width {SPACE['width']}, images of {SPACE['resolution']} pixels; CIFAR-10 as JPEG: not comparable with published",
+    )
+    return finish("memnet_search", figures, columns, rows, threads=1, notes=notes, json_path=options.json)
+
+
+def _pair(seed: int, preset: str, folder: Path) -> tuple[Chosen, Chosen]:
+    """MemNet's choice, and that of random search with as many images."""
+    data = shared_folder() / "data" / "cifar10_jpeg.npz"
+
+    def run(engine: str, **more: object) -> SearchResult:
+        place = folder / f"{engine}-{seed}"
+        return search(
+            "memnet", engine, objectives="accuracy,peak", data=data, preset=preset, seed=seed, space_options=SPACE, folder=place,
+            resume=(place / "study.sqlite").is_file(), **more,  # type: ignore[arg-type]
+        )  # fmt: skip
+
+    start = time.perf_counter()
+    ours = run("memnet")
+    middle = time.perf_counter()
+    images = sum(_images(c, preset) for c in ours.trials)
+    epochs = TRAININGS[preset]["epochs"]
+    theirs = run("random", budget=max(2, round(images / (epochs * TRAININGS[preset]["images"]))))
+    end = time.perf_counter()
+    feasible = [c for c in ours.trials if c.feasible]
+    pre = tuple(median(c.values[m] for c in feasible) for m in ("accuracy", "peak", "params"))
+    best = max(
+        feasible, key=lambda c: selection_score(c.values["accuracy"], c.values["peak"], c.values["params"], (pre[0], pre[1], pre[2]))
+    )
+    rival = max((c for c in theirs.trials if c.feasible), key=lambda c: c.values["accuracy"])
+    return _chosen(ours, best, images, middle - start), _chosen(theirs, rival, sum(_images(c, preset) for c in theirs.trials), end - middle)
+
+
+def _images(candidate: Candidate, preset: str) -> int:
+    return int(candidate.settings.get("epochs", TRAININGS[preset]["epochs"])) * int(TRAININGS[preset]["images"])
+
+
+def _chosen(result: SearchResult, candidate: Candidate, images: int, seconds: float) -> Chosen:
+    """The candidate with its accuracy on the test part, from the weights that the search kept."""
+    from neaptide.search.outputs import network
+    from neaptide.search.training import evaluate
+
+    data = load_data(shared_folder() / "data" / "cifar10_jpeg.npz")
+    module, trained = network(result.space, candidate, result.folder)
+    if not trained:
+        raise SystemExit(f"no weights of {candidate.text} in {result.folder}")
+    values = candidate.values
+    test = evaluate(module, data, "test", resolution=SPACE["resolution"])  # type: ignore[arg-type]
+    return Chosen(result.engine, result.seed, len(result.trials), images, values["accuracy"], test, int(values["peak"]),
+                  int(values["params"]), seconds)  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
