@@ -39,6 +39,8 @@ CHUNK = 1024
 """Architectures whose segments are solved before what was found is kept on disk."""
 SUMS = frozenset(("params", "macs", "flops", "weight_bytes", "flash"))
 """Metrics that add up over nodes."""
+FUSED = 600
+"""Most values of all slots together for which the least prediction is looked for: fusing the operators of each takes a part of a second."""
 DEFAULT_METRICS = ("params", "macs", "peak")
 
 
@@ -254,8 +256,8 @@ class Oracle:
     def least(self, metric: str) -> Least:
         """The least value of `metric` that an architecture of the space can have, and an architecture.
 
-        Exact where costs are composed; the result unpacks as (value, architecture), and its `kind` says "exact" or "bound". A bound
-        holds for every architecture; the one beside it is merely the best of those known. Solves each segment of the space once.
+        Exact where costs are composed; the result unpacks as (value, architecture), and its `kind` says "exact", "predicted" or "bound".
+        A bound holds for every architecture; the one beside it is merely a good one. Solves each segment of the space once.
         """
         (metric,) = check_metrics([metric])
         if metric not in self._least:
@@ -263,39 +265,47 @@ class Oracle:
         return self._least[metric]
 
     def _find_least(self, metric: str) -> Least:
+        if metric in ("latency", "instructions"):
+            return self._least_predicted(metric)
         tables, n = self._parts, len(self.space.cardinalities)
-        genes = [tables.slots[k].genes for k in tables.dense]
-        raw, places = covering_rows(genes, self.space.cardinalities)
-        rows = self.space.canonical_rows(raw.astype(np.int16))
-        if len(rows):
-            self._fill(tables, self._pricing if tables is self._tables else self._part_pricing, rows)
-        index = tables.index(rows)
-        if metric == "arena" and tables is self._tables:
-            self._place(tables, rows[(tables.table[index, SOLVED] >= 0).all(axis=1)], self.composed)
-
-        def factors(column: int) -> list[Factor]:
-            shapes = [tuple(self.space.cardinalities[g] for g in of) for of in genes]
-            found = (tables.table[index[place, k], column] for k, place in zip(tables.dense, places, strict=True))
-            return [Factor(of, values.reshape(shape)) for of, shape, values in zip(genes, shapes, found, strict=True)]
-
+        own = tables is self._tables
+        factors = _Factors(tables, self.space)
+        if len(factors.rows):
+            self._fill(tables, self._pricing if own else self._part_pricing, factors.rows)
+        index = tables.index(factors.rows)
+        if metric == "arena" and own:
+            self._place(tables, factors.rows[(tables.table[index, SOLVED] >= 0).all(axis=1)], self.composed)
+        column = tables.table[index].transpose(2, 0, 1)
         sums = {"params": PARAMS, "macs": MACS, "flops": MACS, "weight_bytes": WEIGHTS, "flash": WEIGHTS}
         if metric in sums:
-            found = minimise(factors(sums[metric]), n, np.add)
-        elif metric in ("peak", "arena"):
-            value, bound = (PEAK, BOUND) if metric == "peak" or tables is not self._tables else (ARENA, ARENA_BOUND)
-            if metric == "peak" and self._adds_weights:
-                found = least_of_sum(factors(BOUND), factors(WEIGHTS), n)
-            else:
-                lower, found = minimise(factors(bound), n, np.maximum), minimise(factors(value), n, np.maximum)
-                found = (lower[0], found[1]) if lower and found else None
+            found = minimise(factors.of(column[sums[metric]]), n, np.add)
+        elif metric == "peak" and self._adds_weights:
+            found = least_of_sum(factors.of(column[BOUND]), factors.of(column[WEIGHTS]), n)
         else:
-            raise SourceError(f"the least {metric} is not known")
-        if found is None:
-            found = (0.0, np.zeros(n, np.int64))
-        factor = 2 if metric == "flops" else 1
-        (arch,) = self.space.decode(found[1][None])
+            value, bound = (ARENA, ARENA_BOUND) if metric == "arena" and own else (PEAK, BOUND)
+            found = minimise(factors.of(column[value]), n, np.maximum)
+            lower = minimise(factors.of(column[bound]), n, np.maximum)
+            found = (lower[0], found[1]) if lower and found else None
+        value, genes = found or (0, np.zeros(n, np.int64))
+        if metric == "flops":
+            value *= 2
+        (arch,) = self.space.decode(genes[None])
         reached = self.cost([arch], metrics=(metric,))[metric][0].item()
-        return Least(factor * found[0], arch, "exact" if reached == factor * found[0] else "bound")
+        return Least(value, arch, "exact" if reached == value else "bound")
+
+    def _least_predicted(self, metric: str) -> Least:
+        """The least prediction, where the space has few segments; else no more than 0 as a bound, and the network of fewest operations."""
+        tables = SlotTables(self.space.slots(), self.space.cardinalities)
+        if not self.composed or tables.sparse or tables.used > FUSED:
+            return Least(0.0, self.least("macs").arch, "bound")
+        factors = _Factors(tables, self.space)
+        self._predict(metric, factors.rows)
+        assert self._predicted is not None
+        parts = self._predicted.parts(factors.rows)
+        found = None if parts is None else minimise(factors.of(parts), len(self.space.cardinalities), np.add)
+        if found is None:
+            return Least(0.0, self.least("macs").arch, "bound")
+        return Least(found[0], self.space.decode(found[1][None])[0], "predicted")
 
     # ---- composition ------------------------------------------------------------------------------------------------
 
@@ -435,6 +445,24 @@ class Oracle:
             entry[[PEAK, BOUND, PARAMS, MACS, WEIGHTS]] = values
             entry[SOLVED] = self._key_id(key)
         self._arenas.update(self._memory.arenas())
+
+
+class _Factors:
+    """Factors of every slot of `tables` that takes few values. `rows`: canonical architectures in which all of these values occur."""
+
+    def __init__(self, tables: SlotTables, space: Space):
+        self._dense = tables.dense
+        self._genes = [tables.slots[k].genes for k in tables.dense]
+        raw, self._places = covering_rows(self._genes, space.cardinalities)
+        self._cardinalities = space.cardinalities
+        self.rows = space.canonical_rows(raw.astype(np.int16))
+
+    def of(self, values: np.ndarray) -> list[Factor]:
+        """Factors from `values` of each row's slots, (rows, slots)."""
+        found = []
+        for k, genes, place in zip(self._dense, self._genes, self._places, strict=True):
+            found.append(Factor(genes, values[place, k].reshape([self._cardinalities[g] for g in genes])))
+        return found
 
 
 def _covering(rows: np.ndarray, index: np.ndarray, missing: np.ndarray) -> list[tuple[np.ndarray, frozenset[int]]]:

@@ -94,6 +94,11 @@ class PredictedCosts:
         errors = np.where(unknown > 0, np.maximum(parts, unseen.error if unseen else 0.0), sums.error if sums else np.nan)
         return values, errors
 
+    def parts(self, rows: np.ndarray) -> np.ndarray | None:
+        """Costs of the slots of architectures that `predict` has seen, (n, slots); None where some of their networks are not cut."""
+        found = self._costs[self._tables.index(rows), 0]
+        return None if np.isnan(found).any() or len(self._tables.slots) != len(self.space.slots()) else found
+
     def _fill(self, row: np.ndarray, index: np.ndarray) -> np.ndarray | None:
         """Price the segments of one architecture that are not priced yet; the price of the whole where it is not cut."""
         if row.tobytes() in self._networks:

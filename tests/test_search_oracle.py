@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -314,8 +315,6 @@ class Promising(Skipping):
         graph = _two_paths(skip=False)
         nodes = list(graph.nodes)
         if arch.genes[0]:
-            from dataclasses import replace
-
             nodes[1] = replace(nodes[1], workspace=5)
         return graph.with_nodes(nodes)
 
@@ -568,7 +567,7 @@ def test_predicted_latency_is_that_of_whole_networks(predicted_space):
     oracle = Oracle(space, "cortex-m4f", database=database)
     costs = oracle.cost(rows, ("latency", "peak"))
     assert costs.kinds["latency"] == "predicted" and costs.kinds["peak"] == "exact"
-    target = load_target("cortex-m4f")
+    target = replace(load_target("cortex-m4f"), kind="cpu")
     networks = []
     for arch in space.decode(rows):
         module, example = space.module(arch).eval(), torch.zeros(space.input_shape(arch))
@@ -576,6 +575,12 @@ def test_predicted_latency_is_that_of_whole_networks(predicted_space):
     expected = predict_networks(networks, fit_operators(database, target="cortex-m4f"))
     np.testing.assert_allclose(costs["latency"], expected.values)
     np.testing.assert_allclose(costs.errors["latency"], expected.errors)
+    small = load_space("nasbench_macro")
+    small.cardinalities = (2, *[1] * 7)
+    two = Oracle(small, "cortex-m4f", database=database, memory=False)
+    value, _ = two.least("latency")
+    assert two.least("latency").kind == "predicted"
+    assert value == pytest.approx(min(two.cost(np.array([[g] + [0] * 7], np.int16), ("latency",))["latency"][0] for g in (0, 1)))
     with pytest.raises(SourceError, match="ask for 'latency'"):
         oracle.cost(rows, ("instructions",))
 
