@@ -20,7 +20,14 @@ Written by Neaptide; needs torch alone.{weights}
 """
 
 import torch
-from torch import device, inf, nan, nn  # names that a traced forward pass may use
+from torch import device, inf, nan, nn  # noqa: F401  (names that the forward pass may use)
+
+
+def layers() -> dict[str, nn.Module]:
+    """Every layer, by its place in the network."""
+    return {{
+{layers}
+    }}
 
 
 class Network(nn.Module):
@@ -28,8 +35,15 @@ class Network(nn.Module):
 
     def __init__(self):
         super().__init__()
-{init}
-
+        for path, layer in layers().items():
+            *parents, name = path.split(".")
+            place = self
+            for parent in parents:
+                if parent not in place._modules:
+                    place.add_module(parent, nn.Module())
+                place = place._modules[parent]
+            place.add_module(name, layer)
+{tensors}
 {forward}
 
 def make_network() -> Network:
@@ -41,6 +55,15 @@ def make_network() -> Network:
 if __name__ == "__main__":
     print(make_network()(torch.zeros({shape})).shape)
 '''
+NAMES = {
+    "torch",
+    "device",
+    "inf",
+    "nan",
+    "NoneType",
+    "fx_pytree",
+    "pytree",
+}  # what fx's code may refer to; the last three it never does here
 
 
 def network_source(module: torch.nn.Module, shape: tuple[int, ...], *, title: str, weights: str = "") -> str:
@@ -56,10 +79,12 @@ def network_source(module: torch.nn.Module, shape: tuple[int, ...], *, title: st
         graph = fx.Tracer().trace(module)
     except (Untraceable, TypeError) as error:
         raise TraceError(f"the forward pass of {type(module).__name__} cannot be written as Python: {error}") from error
-    used = {str(node.target) for node in graph.nodes if node.op == "call_module"}
-    init = "\n".join(f"        {line}" for line in _init(module, used))
-    code = graph.python_code("self").src
-    forward = "\n".join(f"    {line}" if line.strip() else "" for line in _plain(code).splitlines()).rstrip() + "\n"
+    for node in graph.nodes:
+        node.type = None
+    code = graph.python_code("self")
+    if unknown := set(code.globals) - NAMES:
+        raise TraceError(f"the forward pass of {type(module).__name__} calls {', '.join(sorted(unknown))}, which is not of torch")
+    forward = "\n".join(f"    {line}" if line.strip() else "" for line in _plain(code.src).splitlines()).rstrip() + "\n"
     make = ["    network = Network()"]
     if weights:
         make.insert(0, "    from pathlib import Path\n\n    from safetensors.torch import load_file\n")
@@ -68,7 +93,8 @@ def network_source(module: torch.nn.Module, shape: tuple[int, ...], *, title: st
         title=title,
         weights=f" Its weights are in {weights}, which needs safetensors." if weights else "",
         shape=tuple(shape),
-        init=init,
+        layers="\n".join(f'        "{path}": {_call(layer, path)},' for path, layer in _layers(module)),
+        tensors="".join(f"        {line}\n" for line in _tensors(module)),
         forward=forward,
         make="\n".join(make),
         made=", with its trained weights" if weights else "",
@@ -85,61 +111,47 @@ def _plain(code: str) -> str:
     return "\n".join(lines)
 
 
-def _init(module: torch.nn.Module, used: set[str]) -> Iterator[str]:
-    """Lines that make every layer at its place, parents first."""
+def _layers(module: torch.nn.Module) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Layers of torch.nn, which the forward pass calls by their place."""
+    for path, child in module.named_modules():
+        if type(child).__module__.startswith("torch.nn.modules") and not isinstance(child, _containers()):
+            yield path, child
+
+
+def _containers() -> tuple[type, ...]:
     from torch import nn
 
-    for path, child in module.named_modules():
-        if not path:
-            continue
-        place = _place(path)
-        parent, _, name = path.rpartition(".")
-        if path in used or (type(child).__module__.startswith("torch.nn.modules") and not list(child.children())):
-            value = _call(child, path)
-        elif isinstance(child, nn.Sequential | nn.ModuleList):
-            value = f"nn.{type(child).__name__}()"
-        else:
-            value = "nn.Module()"
-        holder = _place(parent)
-        yield f"{holder}.add_module({name!r}, {value})" if not name.isidentifier() else f"{place} = {value}"
-    for owner, name, tensor, learned in _loose(module):
-        zeros = f"torch.zeros({tuple(tensor.shape)}, dtype={tensor.dtype})"
-        yield (
-            f"{_place(owner)}.register_parameter({name!r}, nn.Parameter({zeros}))"
-            if learned
-            else f"{_place(owner)}.register_buffer({name!r}, {zeros})"
-        )
+    return nn.Sequential, nn.ModuleList, nn.ModuleDict
 
 
-def _loose(module: torch.nn.Module) -> Iterator[tuple[str, str, torch.Tensor, bool]]:
-    """Parameters and buffers that belong to no layer of torch.nn: (owner, name, tensor, whether learned)."""
+def _tensors(module: torch.nn.Module) -> Iterator[str]:
+    """Lines that make parameters and buffers that belong to no layer of torch.nn."""
     for path, child in module.named_modules():
         if type(child).__module__.startswith("torch.nn.modules"):
             continue
+        place = f'self.get_submodule("{path}")' if path else "self"
         for name, parameter in child.named_parameters(recurse=False):
-            yield path, name, parameter, True
+            yield f'{place}.register_parameter("{name}", nn.Parameter({_zeros(parameter)}))'
         for name, buffer in child.named_buffers(recurse=False):
-            yield path, name, buffer, False
+            yield f'{place}.register_buffer("{name}", {_zeros(buffer)})'
 
 
-def _place(path: str) -> str:
-    """The expression for the module at `path`."""
-    out = "self"
-    for name in path.split(".") if path else ():
-        out = f"{out}.{name}" if name.isidentifier() else f"getattr({out}, {name!r})"
-    return out
+def _zeros(tensor: torch.Tensor) -> str:
+    return f"torch.zeros({tuple(tensor.shape)}, dtype={tensor.dtype})"
 
 
 def _call(layer: Any, path: str) -> str:
     """The call that makes a layer like this one: every argument of its class that is not as by default."""
     kind = type(layer)
-    if not kind.__module__.startswith("torch.nn.modules"):
-        raise TraceError(f"layer {path!r} is a {kind.__name__}, which is not one of torch.nn's; it cannot be written as Python")
+    if kind.__module__ == "torch.nn.modules.lazy" or "Lazy" in kind.__name__:
+        raise TraceError(f"layer {path!r} is a {kind.__name__}, whose shape is not known before it has run")
     positional, named = [], []
     for name, parameter in inspect.signature(kind.__init__).parameters.items():
         if name in ("self", "device", "dtype", "args", "kwargs") or not (name == "bias" or hasattr(layer, name)):
             continue
         value = layer.bias is not None if name == "bias" else getattr(layer, name)
+        if isinstance(value, tuple) and len(set(value)) == 1 and name in ("kernel_size", "stride", "padding", "dilation"):
+            value = value[0]
         if parameter.default is inspect.Parameter.empty:
             positional.append(repr(value))
         elif value != parameter.default:

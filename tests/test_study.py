@@ -481,8 +481,9 @@ def test_networks_are_trained_and_the_chosen_one_is_written(images, tmp_path):
     import onnx.reference
 
     y = torch.load(tmp_path / "y.pt")
-    (run,) = onnx.reference.ReferenceEvaluator(onnx.load(tmp_path / "out" / "network.onnx")).run(None, {"input": x.numpy()})
-    torch.testing.assert_close(y, torch.from_numpy(run), rtol=1e-4, atol=1e-5)
+    model = onnx.load(tmp_path / "out" / "network.onnx")
+    (same,) = onnx.reference.ReferenceEvaluator(model).run(None, {model.graph.input[0].name: x.numpy()})
+    torch.testing.assert_close(y, torch.from_numpy(same), rtol=1e-4, atol=1e-5)
     write_front(result, tmp_path / "front.csv")
     rows = list(csv.DictReader((tmp_path / "front.csv").open()))
     assert len(rows) == len(result.front) and rows[0]["architecture"] == result.best.text
