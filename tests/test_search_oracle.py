@@ -240,7 +240,7 @@ def test_composition_brackets_the_optimum_of_random_chains():
         if peak == bound:
             arenas = [composable_arena(s) for s in solved]
             assert max(a for a, _ in arenas) >= max(low for _, low in arenas)
-    assert composed > 60 and dead > 12 and refused > 12, (composed, dead, refused)
+    assert composed > 150 and dead > 50 and refused >= 10, (composed, dead, refused)
 
 
 def cut_of(cutter: Cutter, graph: Graph) -> tuple[Segment, ...]:
@@ -537,34 +537,34 @@ def test_errors_name_the_value_and_the_way_out():
 
 
 @pytest.fixture(scope="module")
-def predicted_space(tmp_path_factory):
-    """NAS-Bench-Macro at a small size, and a database that knows the operators of two of its networks at one second a megabyte moved."""
+def known_operators(tmp_path_factory):
+    """A predictor that knows the operators of one network of `Chain`, and some others, at one second for a million elements moved."""
     pytest.importorskip("tvm")
     from neaptide.search.predicted import fused_operators
     from neaptide.targets.database import CostDatabase, NetworkRow, OperatorRow
+    from neaptide.targets.predictors import fit_operators
     from neaptide.targets.remember import features
 
-    space = load_space("nasbench_macro")
+    space = Chain()
     database = CostDatabase(tmp_path_factory.mktemp("costs") / "costs.sqlite")
-    for i, arch in enumerate(space.decode(space.sample_rows(np.random.default_rng(10), 2))):
-        operators = fused_operators(space.graph(arch))
-        price = {s: (features(s)["input"] + features(s)["output"]) / 1e6 for s in operators}
-        database.put_all(OperatorRow(s, "cortex-m4f", "test", v, "seconds", features=features(s)) for s, v in price.items())
-        total = sum(price[s] * n for s, n in operators.items())
-        database.put(NetworkRow(f"net{i}", "cortex-m4f", "test", total, operators, "seconds"))
-    return space, database
+    operators = fused_operators(space.graph(space.architecture((1, 1, 2, 3))))
+    others = [f"conv2d_add(1x{c}x12x12,8x{c}x1x1,1x8x1x1,1x8x12x12)" for c in range(4, 28)]
+    price = {s: (features(s)["input"] + features(s)["output"]) / 1e6 for s in [*operators, *others]}
+    database.put_all(OperatorRow(s, "cortex-m4f", "test", v, "seconds", features=features(s)) for s, v in price.items())
+    total = sum(price[s] * n for s, n in operators.items())
+    database.put(NetworkRow("net", "cortex-m4f", "test", total, operators, "seconds"))
+    return fit_operators(database, target="cortex-m4f", boosting=False)
 
 
-def test_predicted_latency_is_that_of_whole_networks(predicted_space):
+def test_predicted_latency_is_that_of_whole_networks(known_operators):
     import torch
 
     from neaptide.targets.predict import operator_counts, operator_graph, predict_networks
-    from neaptide.targets.predictors import fit_operators
     from neaptide.targets.spec import load_target
 
-    space, database = predicted_space
-    rows = space.sample_rows(np.random.default_rng(11), 1)
-    oracle = Oracle(space, "cortex-m4f", database=database)
+    space = Chain()
+    rows = np.array([[1, 1, 2, 3], [1, 3, 0, 2], [0, 1, 0, 0]], np.int16)
+    oracle = Oracle(space, "cortex-m4f", predictor=known_operators)
     costs = oracle.cost(rows, ("latency", "peak"))
     assert costs.kinds["latency"] == "predicted" and costs.kinds["peak"] == "exact"
     target = replace(load_target("cortex-m4f"), kind="cpu")
@@ -572,15 +572,12 @@ def test_predicted_latency_is_that_of_whole_networks(predicted_space):
     for arch in space.decode(rows):
         module, example = space.module(arch).eval(), torch.zeros(space.input_shape(arch))
         networks.append(operator_counts(operator_graph(module, (example,), target=target)))
-    expected = predict_networks(networks, fit_operators(database, target="cortex-m4f"))
+    expected = predict_networks(networks, known_operators)
     np.testing.assert_allclose(costs["latency"], expected.values)
     np.testing.assert_allclose(costs.errors["latency"], expected.errors)
-    small = load_space("nasbench_macro")
-    small.cardinalities = (2, *[1] * 7)
-    two = Oracle(small, "cortex-m4f", database=database, memory=False)
-    value, _ = two.least("latency")
-    assert two.least("latency").kind == "predicted"
-    assert value == pytest.approx(min(two.cost(np.array([[g] + [0] * 7], np.int16), ("latency",))["latency"][0] for g in (0, 1)))
+    value, arch = oracle.least("latency")
+    assert oracle.least("latency").kind == "predicted" and oracle.cost(arch, ("latency",))["latency"][0] == pytest.approx(value)
+    assert value <= costs["latency"].min()
     with pytest.raises(SourceError, match="ask for 'latency'"):
         oracle.cost(rows, ("instructions",))
 
