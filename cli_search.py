@@ -181,7 +181,7 @@ def search(
     if not json:
         from .report.search import search_view
 
-        output().print(search_view(result))
+        output().print(search_view(result), crop=False)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
     if json:

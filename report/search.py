@@ -43,7 +43,7 @@ def _front(result: SearchResult) -> Table:
 
 
 def _chosen(result: SearchResult, best: Candidate) -> list[Text]:
-    lines = [Text(f"chosen: {best.text}", style="bold")]
+    lines = [Text(f"chosen: {best.text}", style="bold", no_wrap=True, overflow="ignore")]
     if result.test_accuracy is not None:
         lines.append(Text(f"accuracy on the held-out part, which the search never saw: {result.test_accuracy:.2f} %"))
     if best.measured is not None:
@@ -62,7 +62,7 @@ def _feet(result: SearchResult) -> list[Text]:
         feet.append(Text(f"limits: {'; '.join(result.constraints)}", style=QUIET))
     if kinds:
         feet.append(Text(f"how costs are known: {kinds}", style=QUIET))
-    feet.append(Text(f"study {result.study_name!r} at {result.study}", style=QUIET))
+    feet.append(Text(f"study {result.study_name!r} at {result.study}", style=QUIET, no_wrap=True, overflow="ignore"))
     return feet
 
 
