@@ -18,7 +18,7 @@ import numpy as np
 from ..compiler.errors import PlanError
 from ..passes.allocate import allocate_lifetimes
 from ..passes.load import max_load
-from .segments import Solved
+from .segment_costs import Solved
 
 ALIGNMENT = 64
 SECONDS = 2.0

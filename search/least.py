@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .space import Architecture
+from .space import Architecture, Space
+from .tables import SlotTables
 
 LARGEST = 1 << 24
 """Most entries of one array of factors put together; beyond, the least value is only bounded."""
@@ -129,3 +130,21 @@ def covering_rows(genes: Sequence[tuple[int, ...]], cardinalities: Sequence[int]
         where.append(places)
     order = sorted(range(len(genes)), key=lambda k: -len(genes[k]))
     return np.maximum(rows, 0), [where[order.index(k)] for k in range(len(genes))]
+
+
+class SlotFactors:
+    """Factors of every slot of `tables` that takes few values. `rows`: canonical architectures in which all of these values occur."""
+
+    def __init__(self, tables: SlotTables, space: Space):
+        self._dense = tables.dense
+        self._genes = [tables.slots[k].genes for k in tables.dense]
+        raw, self._places = covering_rows(self._genes, space.cardinalities)
+        self._cardinalities = space.cardinalities
+        self.rows = space.canonical_rows(raw.astype(np.int16))
+
+    def of(self, values: np.ndarray) -> list[Factor]:
+        """Factors from `values` of each row's slots, (rows, slots)."""
+        found = []
+        for k, genes, place in zip(self._dense, self._genes, self._places, strict=True):
+            found.append(Factor(genes, values[place, k].reshape([self._cardinalities[g] for g in genes])))
+        return found

@@ -8,9 +8,6 @@ the composition is no proof, goes through the real scheduler whole, and that is 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
-from multiprocessing import get_context
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +15,14 @@ import numpy as np
 
 from ..compiler.errors import NeaptideError, SourceError
 from ..targets.spec import Target, load_target
-from .accountings import Accounting, Weights, load_accounting
+from .accountings import Weights, load_accounting
 from .costs import Costs, CostsKind, check_metrics
-from .layouts import ALIGNMENT, composable_arena, plain_arena
-from .least import Factor, Least, covering_rows, least_of_sum, minimise
+from .layouts import composable_arena, plain_arena
+from .least import Least, SlotFactors, least_of_sum, minimise
+from .pricing import PartPricing, Priced, Pricing, covering, price_all
+from .segment_costs import Solved
 from .segment_memory import SegmentMemory
-from .segments import Cutter, Segment, Solved, Work, largest_need, node_key, planning_key, solve, work
+from .segments import Cutter
 from .space import Architecture, Slot, Space
 from .tables import ARENA, ARENA_BOUND, BOUND, MACS, PARAMS, PEAK, SOLVED, WEIGHTS, SlotTables
 
@@ -42,60 +41,6 @@ SUMS = frozenset(("params", "macs", "flops", "weight_bytes", "flash"))
 FUSED = 600
 """Most values of all slots together for which the least prediction is looked for: fusing the operators of each takes a part of a second."""
 DEFAULT_METRICS = ("params", "macs", "peak")
-
-
-@dataclass(frozen=True, slots=True)
-class Priced:
-    """One segment solved: its slot, what its orders depend on, its work, its memory, and its price where that is not its lifetimes."""
-
-    slot: int
-    key: bytes
-    work: Work
-    solved: Solved
-    price: int | None
-
-
-@dataclass(frozen=True, slots=True)
-class Pricing:
-    """All that is needed to price a network in any process."""
-
-    space: Space
-    cutter: Cutter
-    accounting: Accounting
-    weights: Weights
-    time_limit: float
-
-    def price(self, row: np.ndarray, wanted: frozenset[int], known: dict[bytes, Solved]) -> tuple[str, list[Priced], list[bytes]]:
-        """Why the architecture `row` is not cut, or ""; its segments in the slots `wanted`; the planning keys of all its segments.
-
-        `known`: memory by planning key, which this fills.
-        """
-        (arch,) = self.space.decode(row[None])
-        cut = self.cutter.cut(self.space.graph(arch))
-        if isinstance(cut, str):
-            return cut, [], []
-        keys = [planning_key(segment) for segment in cut]
-        return "", [self._priced(segment, keys[segment.slot], known) for segment in cut if segment.slot in wanted], keys
-
-    def _priced(self, segment: Segment, key: bytes, known: dict[bytes, Solved]) -> Priced:
-        if key not in known:
-            known[key] = solve(segment, time_limit=self.time_limit)
-        return Priced(segment.slot, key, work(segment), known[key], self.accounting.price(segment, self.weights))
-
-
-@dataclass(frozen=True, slots=True)
-class PartPricing(Pricing):
-    """The same for parts, of which only sums are of use, and the largest need of a node as a bound."""
-
-    def price(self, row: np.ndarray, wanted: frozenset[int], known: dict[bytes, Solved]) -> tuple[str, list[Priced], list[bytes]]:
-        (arch,) = self.space.decode(row[None])
-        parts = self.cutter.split(self.space.graph(arch))
-        keys = [node_key(part) for part in parts]
-        found = []
-        for k in wanted:
-            need = largest_need(parts[k]) if self.accounting.name == "lifetime" else 0
-            found.append(Priced(k, keys[k], work(parts[k]), Solved(need, need, np.zeros((0, 3), np.int64)), None))
-        return "", found, keys
 
 
 class Oracle:
@@ -269,7 +214,7 @@ class Oracle:
             return self._least_predicted(metric)
         tables, n = self._parts, len(self.space.cardinalities)
         own = tables is self._tables
-        factors = _Factors(tables, self.space)
+        factors = SlotFactors(tables, self.space)
         if len(factors.rows):
             self._fill(tables, self._pricing if own else self._part_pricing, factors.rows)
         index = tables.index(factors.rows)
@@ -298,7 +243,7 @@ class Oracle:
         tables = SlotTables(self.space.slots(), self.space.cardinalities)
         if not self.composed or tables.sparse or tables.used > FUSED:
             return Least(0.0, self.least("macs").arch, "bound")
-        factors = _Factors(tables, self.space)
+        factors = SlotFactors(tables, self.space)
         self._predict(metric, factors.rows)
         assert self._predicted is not None
         parts = self._predicted.parts(factors.rows)
@@ -369,24 +314,19 @@ class Oracle:
         for i in range(0, len(rows), CHUNK):
             part = rows[i : i + CHUNK]
             index = tables.index(part)
-            chosen = _covering(part, index, tables.table[index, SOLVED] < 0)
+            chosen = covering(part, index, tables.table[index, SOLVED] < 0)
             new: list[tuple[int, bytes, Priced]] = []
-            for (row, _), (reason, priced, keys) in zip(chosen, self._priced(pricing, chosen), strict=True):
+            answers = price_all(pricing, chosen, self._solved, workers=self.workers)
+            for (row, _), (reason, priced, keys) in zip(chosen, answers, strict=True):
                 if reason:
                     continue
                 self._check_promise(tables, row, keys)
                 for one in priced:
                     key = tables.key(one.slot, row)
-                    self._write(tables, tables.at(one.slot, key), one)
+                    self._write(tables, int(tables.at(one.slot, [key])[0]), one)
                     new.append((one.slot, key, one))
             if self._memory is not None and new:
                 self._memory.put(next(i for i, known in enumerate(self._all_tables) if known is tables), new)
-
-    def _priced(self, pricing: Pricing, chosen: list[tuple[np.ndarray, frozenset[int]]]) -> Iterable[tuple[str, list[Priced], list[bytes]]]:
-        if self.workers < 2 or len(chosen) < 2 * self.workers:
-            return (pricing.price(row, wanted, self._solved) for row, wanted in chosen)
-        with ProcessPoolExecutor(self.workers, get_context("spawn"), _start, (pricing,)) as pool:
-            return list(pool.map(_price, *zip(*chosen, strict=True), chunksize=max(1, len(chosen) // (8 * self.workers))))
 
     def _write(self, tables: SlotTables, at: int, one: Priced) -> None:
         peak, bound = (one.solved.peak, one.solved.bound) if one.price is None else (one.price, one.price)
@@ -438,56 +378,9 @@ class Oracle:
     def _recall(self) -> None:
         if self._memory is None:
             return
-        for kind, slot, genes, key, values in self._memory.rows():
+        for kind, slot, genes, keys, values in self._memory.rows():
             tables = self._all_tables[kind]
             at = tables.at(slot, genes)
-            entry = tables.table[at]
-            entry[[PEAK, BOUND, PARAMS, MACS, WEIGHTS]] = values
-            entry[SOLVED] = self._key_id(key)
+            tables.table[at[:, None], [PEAK, BOUND, PARAMS, MACS, WEIGHTS]] = values
+            tables.table[at, SOLVED] = [self._key_id(key) for key in keys]
         self._arenas.update(self._memory.arenas())
-
-
-class _Factors:
-    """Factors of every slot of `tables` that takes few values. `rows`: canonical architectures in which all of these values occur."""
-
-    def __init__(self, tables: SlotTables, space: Space):
-        self._dense = tables.dense
-        self._genes = [tables.slots[k].genes for k in tables.dense]
-        raw, self._places = covering_rows(self._genes, space.cardinalities)
-        self._cardinalities = space.cardinalities
-        self.rows = space.canonical_rows(raw.astype(np.int16))
-
-    def of(self, values: np.ndarray) -> list[Factor]:
-        """Factors from `values` of each row's slots, (rows, slots)."""
-        found = []
-        for k, genes, place in zip(self._dense, self._genes, self._places, strict=True):
-            found.append(Factor(genes, values[place, k].reshape([self._cardinalities[g] for g in genes])))
-        return found
-
-
-def _covering(rows: np.ndarray, index: np.ndarray, missing: np.ndarray) -> list[tuple[np.ndarray, frozenset[int]]]:
-    """Rows that together have every table row of `index` that is `missing`, and the slots in which each is the first to have it."""
-    chosen: list[tuple[np.ndarray, frozenset[int]]] = []
-    while missing.any():
-        i = int(missing.sum(axis=1).argmax())
-        slots = np.flatnonzero(missing[i])
-        chosen.append((rows[i], frozenset(slots.tolist())))
-        missing[:, slots] &= index[:, slots] != index[i, slots]
-    return chosen
-
-
-_worker: Pricing | None = None
-_worker_known: dict[bytes, Solved] = {}
-
-
-def _start(pricing: Pricing) -> None:
-    global _worker
-    _worker = pricing
-
-
-def _price(row: np.ndarray, wanted: frozenset[int]) -> tuple[str, list[Priced], list[bytes]]:
-    assert _worker is not None
-    return _worker.price(row, wanted, _worker_known)
-
-
-__all__ = ["ALIGNMENT", "Oracle", "Priced", "Pricing"]

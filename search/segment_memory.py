@@ -15,17 +15,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
 from importlib.metadata import version
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..compiler.oracle_cache import default_cache_dir
-from .segments import Solved, planner_version, source_digest
+from .segment_costs import Solved
 from .space import Space
 
 if TYPE_CHECKING:
-    from .oracle import Priced
+    from .pricing import Priced
 
 FILE = "oracle-v1.sqlite"
 TABLES = (
@@ -85,19 +87,22 @@ class SegmentMemory:
         digest = blake2b(text.encode(), digest_size=12).hexdigest()
         return cls((default_cache_dir() if folder is None else Path(folder)) / FILE, digest)
 
-    def rows(self) -> Iterator[tuple[int, int, bytes, bytes, tuple[int, ...]]]:
-        """Which table, slot, genes, planning key, and (peak, bound, params, macs, weight bytes) of all that is known."""
+    def rows(self) -> Iterator[tuple[int, int, list[bytes], list[bytes], np.ndarray]]:
+        """Of each slot of each table all that is known: table, slot, genes, planning keys, and peak, bound, parameters, multiply-adds and
+        weight bytes, int64 (n, 5).
+        """
         db = self._db
         if db is None:
             return
-        query = "SELECT kind, slot, genes, key, peak, bound, params, macs, weights FROM segments WHERE space = ?"
+        query = "SELECT kind, slot, genes, key, peak, bound, params, macs, weights FROM segments WHERE space = ? ORDER BY kind, slot"
         try:
             found = db.execute(query, (self.space,)).fetchall()
         except sqlite3.Error as error:
             self._give_up(error)
             return
-        for kind, slot, genes, key, *values in found:
-            yield kind, slot, genes, key, tuple(values)
+        for (kind, slot), rows in groupby(found, key=itemgetter(0, 1)):
+            columns = list(zip(*rows, strict=True))
+            yield kind, slot, list(columns[2]), list(columns[3]), np.array(columns[4:], np.int64).T
 
     def solved(self, key: bytes) -> Solved:
         """The memory of the segment with planning key `key`, which `put` has kept."""
@@ -170,3 +175,20 @@ class SegmentMemory:
 def _fuser() -> str:
     """What decides how operators are fused: TVM and everything that imports into it."""
     return f"{version('apache-tvm')} {source_digest('compiler', 'targets/tvm')}"
+
+
+@lru_cache(maxsize=1)
+def planner_version() -> str:
+    """A digest of the sources that decide what a segment's memory and work are; what was solved by others is not read back."""
+    names = ("accountings.py", "layouts.py", "segment_costs.py", "segments.py", "space.py", "spaces")
+    return source_digest("compiler", "passes", *(f"search/{name}" for name in names))
+
+
+def source_digest(*names: str) -> str:
+    """16 hexadecimal digits of the sources in the folders and files `names` of this package."""
+    root = Path(__file__).resolve().parent.parent
+    found = blake2b(digest_size=8)
+    for path in (root / name for name in names):
+        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+            found.update(file.name.encode() + file.read_bytes())
+    return found.hexdigest()

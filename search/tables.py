@@ -57,27 +57,21 @@ class SlotTables:
             span = slice(self._genes_at[i], self._genes_at[i + 1])
             found[:, k] = self._base[i] + rows[:, self._genes[span]].astype(np.int64) @ self._strides[span]
         for i, k in enumerate(self.sparse):
-            known = self._known[i]
-            for j, key in enumerate(self._keys(k, rows)):
-                if key not in known:
-                    known[key] = self._new_row()
-                found[j, k] = known[key]
+            found[:, k] = self._rows_of(i, self._keys(k, rows))
         return found
 
     def key(self, slot: int, row: np.ndarray) -> bytes:
         """The genes of `slot` in one architecture (genes,), as bytes."""
         return row[list(self.slots[slot].genes)].astype("<i2").tobytes()
 
-    def at(self, slot: int, key: bytes) -> int:
-        """Row of `table` for genes written by `key`."""
+    def at(self, slot: int, keys: Sequence[bytes]) -> np.ndarray:
+        """Rows of `table`, int64 (n,), for genes of `slot` written by `keys`."""
         if slot in self.sparse:
-            known = self._known[self.sparse.index(slot)]
-            if key not in known:
-                known[key] = self._new_row()
-            return known[key]
+            return self._rows_of(self.sparse.index(slot), keys)
         i = self.dense.index(slot)
         span = slice(self._genes_at[i], self._genes_at[i + 1])
-        return int(self._base[i] + np.frombuffer(key, "<i2").astype(np.int64) @ self._strides[span])
+        genes = np.frombuffer(b"".join(keys), "<i2").reshape(len(keys), -1).astype(np.int64)
+        return self._base[i] + genes @ self._strides[span]
 
     def compose(self, rows: np.ndarray) -> np.ndarray:
         """Maxima and sums over the slots of each architecture: int64 (8, n) in the columns above.
@@ -104,6 +98,14 @@ class SlotTables:
         width = 2 * len(genes)
         flat = np.ascontiguousarray(rows[:, genes], "<i2").tobytes()
         return [flat[i : i + width] for i in range(0, len(flat), width)]
+
+    def _rows_of(self, i: int, keys: Sequence[bytes]) -> np.ndarray:
+        """Rows of `table` for values of the i-th sparse slot, new ones for those never met."""
+        known = self._known[i]
+        for key in keys:
+            if key not in known:
+                known[key] = self._new_row()
+        return np.array([known[key] for key in keys], np.int64)
 
     def _new_row(self) -> int:
         if self._used == len(self.table):

@@ -22,7 +22,8 @@ from neaptide.search.accountings import ACCOUNTINGS
 from neaptide.search.layouts import composable_arena, plain_arena
 from neaptide.search.least import Factor, covering_rows, least_of_sum, minimise
 from neaptide.search.oracle import Oracle
-from neaptide.search.segments import Cutter, Segment, Solved, as_graph, solve
+from neaptide.search.segment_costs import Solved, solve
+from neaptide.search.segments import Cutter, Segment, as_graph
 from neaptide.search.space import Architecture, Slot, Space
 from neaptide.search.spaces import list_spaces, load_space
 from neaptide.search.tables import SOLVED, SlotTables
@@ -353,7 +354,7 @@ def test_tables_give_the_same_whether_values_are_few_or_many():
         for k, slot in enumerate(slots):
             for row in np.unique(rows[:, list(slot.genes)], axis=0) if slot.genes else [np.zeros(0, np.int16)]:
                 key = row.astype("<i2").tobytes()
-                at = tables.at(k, key)
+                (at,) = tables.at(k, [key])
                 tables.table[at] = facts.setdefault((k, key), rng.integers(0, 99, 8))
     expected = []
     for row in rows:

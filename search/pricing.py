@@ -1,0 +1,105 @@
+"""Pricing the segments of networks that are not known yet, here or in other processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+
+import numpy as np
+
+from .accountings import Accounting, Weights
+from .segment_costs import Solved, Work, largest_need, node_key, planning_key, solve, work
+from .segments import Cutter, Segment
+from .space import Space
+
+Wanted = tuple[np.ndarray, frozenset[int]]
+Answer = tuple[str, list["Priced"], list[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Priced:
+    """One segment solved: its slot, what its orders depend on, its work, its memory, and its price where that is not its lifetimes."""
+
+    slot: int
+    key: bytes
+    work: Work
+    solved: Solved
+    price: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Pricing:
+    """All that is needed to price a network in any process."""
+
+    space: Space
+    cutter: Cutter
+    accounting: Accounting
+    weights: Weights
+    time_limit: float
+
+    def price(self, row: np.ndarray, wanted: frozenset[int], known: dict[bytes, Solved]) -> tuple[str, list[Priced], list[bytes]]:
+        """Why the architecture `row` is not cut, or ""; its segments in the slots `wanted`; the planning keys of all its segments.
+
+        `known`: memory by planning key, which this fills.
+        """
+        (arch,) = self.space.decode(row[None])
+        cut = self.cutter.cut(self.space.graph(arch))
+        if isinstance(cut, str):
+            return cut, [], []
+        keys = [planning_key(segment) for segment in cut]
+        return "", [self._priced(segment, keys[segment.slot], known) for segment in cut if segment.slot in wanted], keys
+
+    def _priced(self, segment: Segment, key: bytes, known: dict[bytes, Solved]) -> Priced:
+        if key not in known:
+            known[key] = solve(segment, time_limit=self.time_limit)
+        return Priced(segment.slot, key, work(segment), known[key], self.accounting.price(segment, self.weights))
+
+
+@dataclass(frozen=True, slots=True)
+class PartPricing(Pricing):
+    """The same for parts, of which only sums are of use, and the largest need of a node as a bound."""
+
+    def price(self, row: np.ndarray, wanted: frozenset[int], known: dict[bytes, Solved]) -> tuple[str, list[Priced], list[bytes]]:
+        (arch,) = self.space.decode(row[None])
+        parts = self.cutter.split(self.space.graph(arch))
+        keys = [node_key(part) for part in parts]
+        found = []
+        for k in wanted:
+            need = largest_need(parts[k]) if self.accounting.name == "lifetime" else 0
+            found.append(Priced(k, keys[k], work(parts[k]), Solved(need, need, np.zeros((0, 3), np.int64)), None))
+        return "", found, keys
+
+
+def price_all(pricing: Pricing, wanted: Sequence[Wanted], known: dict[bytes, Solved], *, workers: int = 1) -> Iterable[Answer]:
+    """`pricing.price` of each row with its slots, in order; in `workers` processes where there is enough to do."""
+    if workers < 2 or len(wanted) < 2 * workers:
+        return (pricing.price(row, slots, known) for row, slots in wanted)
+    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (pricing,)) as pool:
+        return list(pool.map(_price, *zip(*wanted, strict=True), chunksize=max(1, len(wanted) // (8 * workers))))
+
+
+def covering(rows: np.ndarray, index: np.ndarray, missing: np.ndarray) -> list[Wanted]:
+    """Rows that together have every table row of `index` that is `missing`, and the slots in which each is the first to have it."""
+    chosen: list[Wanted] = []
+    while missing.any():
+        i = int(missing.sum(axis=1).argmax())
+        slots = np.flatnonzero(missing[i])
+        chosen.append((rows[i], frozenset(slots.tolist())))
+        missing[:, slots] &= index[:, slots] != index[i, slots]
+    return chosen
+
+
+_worker: Pricing | None = None
+_worker_known: dict[bytes, Solved] = {}
+
+
+def _start(pricing: Pricing) -> None:
+    global _worker
+    _worker = pricing
+
+
+def _price(row: np.ndarray, wanted: frozenset[int]) -> tuple[str, list[Priced], list[bytes]]:
+    assert _worker is not None
+    return _worker.price(row, wanted, _worker_known)
