@@ -22,7 +22,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -166,7 +166,7 @@ class MOOFA:
                 within = context.constraints.feasible_rows(rows)
                 return within & (self._cost(rows) <= limit) if np.isfinite(limit) else within
 
-            evolved = evolve(space, lambda rows: predictor.predict(features(space, rows)), feasible, self._cheapest(), self._rng, settings)
+            evolved = evolve(space, lambda rows: predictor.predict(features(space, rows)), feasible, self._cheapest, self._rng, settings)
             fresh = (a for a in space.decode(evolved.rows) if a not in self._known and a not in found)
             found.update(dict.fromkeys(a for a, _ in zip(fresh, range(each), strict=False)))
         return list(found)
@@ -180,11 +180,12 @@ class MOOFA:
 
     def _feasible(self, n: int) -> np.ndarray:
         """Rows within the user's limits, from the smallest networks on."""
-        return feasible_population(self._context.space, self._context.constraints.feasible_rows, self._cheapest(), n, self._rng)
+        return feasible_population(self._context.space, self._context.constraints.feasible_rows, self._cheapest, n, self._rng)
 
     def _cost(self, rows: np.ndarray) -> np.ndarray:
         return np.asarray(self._context.oracle.cost(rows, metrics=(self._metric,))[self._metric], float)
 
+    @cached_property
     def _cheapest(self) -> np.ndarray:
         """The smallest network of each first choice (the resolution), and those the oracle knows to be least in what is limited."""
         space, oracle = self._context.space, self._context.oracle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -33,7 +34,7 @@ class Phase:
         """Learning rate at a moment, in epochs from the start of the phase."""
         if epoch < self.warmup:
             return self.warmup_lr + (self.lr - self.warmup_lr) * epoch / self.warmup
-        return self.lr / 2 * (1 + np.cos(np.pi * min(1.0, (epoch - self.warmup) / max(1, self.epochs - self.warmup))))
+        return self.lr / 2 * (1 + math.cos(math.pi * min(1.0, (epoch - self.warmup) / max(1, self.epochs - self.warmup))))
 
 
 @dataclass(frozen=True, slots=True)
