@@ -9,9 +9,10 @@ from multiprocessing import get_context
 
 import numpy as np
 
+from ..passes.attribution import parameter_elements
 from .accountings import Accounting, Weights
 from .segment_costs import Solved, Work, largest_need, node_key, planning_key, solve, work
-from .segments import Cutter, Segment
+from .segments import Cutter
 from .space import Space
 
 Wanted = tuple[np.ndarray, frozenset[int]]
@@ -45,16 +46,21 @@ class Pricing:
         `known`: memory by planning key, which this fills.
         """
         (arch,) = self.space.decode(row[None])
-        cut = self.cutter.cut(self.space.graph(arch))
+        graph = self.space.graph(arch)
+        cut = self.cutter.cut(graph)
         if isinstance(cut, str):
             return cut, [], []
         keys = [planning_key(segment) for segment in cut]
-        return "", [self._priced(segment, keys[segment.slot], known) for segment in cut if segment.slot in wanted], keys
-
-    def _priced(self, segment: Segment, key: bytes, known: dict[bytes, Solved]) -> Priced:
-        if key not in known:
-            known[key] = solve(segment, time_limit=self.time_limit)
-        return Priced(segment.slot, key, work(segment), known[key], self.accounting.price(segment, self.weights))
+        elements = parameter_elements(graph)
+        found = []
+        for segment in cut:
+            key = keys[segment.slot]
+            if segment.slot in wanted:
+                if key not in known:
+                    known[key] = solve(segment, time_limit=self.time_limit)
+                price = self.accounting.price(segment, self.weights)
+                found.append(Priced(segment.slot, key, work(segment, elements), known[key], price))
+        return "", found, keys
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +69,13 @@ class PartPricing(Pricing):
 
     def price(self, row: np.ndarray, wanted: frozenset[int], known: dict[bytes, Solved]) -> tuple[str, list[Priced], list[bytes]]:
         (arch,) = self.space.decode(row[None])
-        parts = self.cutter.split(self.space.graph(arch))
+        graph = self.space.graph(arch)
+        parts, elements = self.cutter.split(graph), parameter_elements(graph)
         keys = [node_key(part) for part in parts]
         found = []
         for k in wanted:
             need = largest_need(parts[k]) if self.accounting.name == "lifetime" else 0
-            found.append(Priced(k, keys[k], work(parts[k]), Solved(need, need, np.zeros((0, 3), np.int64)), None))
+            found.append(Priced(k, keys[k], work(parts[k], elements), Solved(need, need, np.zeros((0, 3), np.int64)), None))
         return "", found, keys
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
@@ -42,9 +43,10 @@ class Solved:
     ends: tuple[int, int] = (-1, -1)
 
 
-def work(segment: Segment) -> Work:
-    """Parameters, multiply-adds and weights of a segment."""
+def work(segment: Segment, elements: Mapping[int, int] | None = None) -> Work:
+    """Parameters, multiply-adds and weights of a segment. `elements`: `parameter_elements` of its graph, if they are there already."""
     graph = segment.graph
+    elements = parameter_elements(graph) if elements is None else elements
     macs, unknown = 0, ""
     for v in segment.nodes:
         done = node_work(graph, graph.nodes[v])
@@ -52,7 +54,6 @@ def work(segment: Segment) -> Work:
             unknown = graph.nodes[v].op
         else:
             macs += done.macs
-    elements = parameter_elements(graph)
     params = sum(elements[s] for s in segment.weights if s in elements)
     held = sum(graph.storages[s].nbytes for s in segment.weights)
     return Work(params, UNKNOWN if unknown else macs, held, unknown)
