@@ -9,6 +9,8 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
+import time
+from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,6 +40,7 @@ from neaptide.search.study import Study, only_one
 from neaptide.targets.spec import load_target
 
 CELLS = {"C": 4, "N": 1}
+WORDS = ["--space", "nasbench201", "--space-option", "C=4", "--space-option", "N=1", "--engine", "evolution", "--preset", "smoke"]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -316,6 +319,47 @@ def test_what_was_running_when_the_process_died_is_failed_and_done_again(space, 
     assert states == [(0, "COMPLETE", None), (1, "FAIL", True), (1, "COMPLETE", None)]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_a_search_killed_for_real_is_taken_up(oracle, tmp_path):
+    """Twice in the middle of its writing; the end is that of a search in this process."""
+    settings = {"objectives": "macs,peak", "preset": "smoke", "budget": 60, "seed": 5}
+    given = {"space": "nasbench201", "engine": "evolution", "space_options": CELLS, "folder": "killed", "resume": True, **settings}
+    program = f"from neaptide.search.run import search; search(**{given})"
+    command = [sys.executable, "-c", program]
+    for least in (3, 25):
+        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while _finished(tmp_path / "killed" / "study.sqlite") < least:
+            assert process.poll() is None, "the search ended before it was killed"
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    whole = search(oracle.space, "evolution", folder=tmp_path / "whole", **settings)
+    resumed = search(resume=True, folder=tmp_path / "killed")
+    assert 25 <= resumed.taken_over < 60 and resumed.front == whole.front
+    assert trials_of(resumed) == trials_of(whole)
+
+
+def _finished(file: Path) -> int:
+    try:
+        with closing(sqlite3.connect(f"file:{file}?mode=ro", uri=True)) as db:
+            return db.execute("SELECT COUNT(*) FROM trials WHERE state = 'COMPLETE'").fetchone()[0]
+    except sqlite3.OperationalError:
+        return 0
+
+
+def test_a_dashboard_may_read_while_a_search_writes(space, tmp_path):
+    url, objectives = f"sqlite:///{tmp_path / 's.sqlite'}", parse_objectives("accuracy")
+    arch = space.sample(np.random.default_rng(0))
+    study = Study.open(url, "s", space, objectives, {}, resume=False)
+    with closing(sqlite3.connect(tmp_path / "s.sqlite", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        assert reader.execute("SELECT COUNT(*) FROM trials").fetchone() == (0,)
+        study.finish(0, Outcome(Proposal(arch), {"accuracy": 1.0}), 0.1)  # waits for nobody
+        assert reader.execute("SELECT COUNT(*) FROM trials").fetchone() == (0,)
+        reader.execute("COMMIT")
+        assert reader.execute("SELECT COUNT(*) FROM trials").fetchone() == (1,)
+
+
 def test_a_study_is_not_taken_for_another(space, table, tmp_path):
     settings = {"data": table, "folder": tmp_path, "preset": "smoke", "budget": 4}
     search(space, "random", **settings)
@@ -495,15 +539,12 @@ def test_scores_are_objectives(images, tmp_path):
     assert result.test_accuracy is None and all("naswot" in c.values for c in result.trials)
 
 
-@pytest.mark.parametrize("name", list_spaces())
+@pytest.mark.parametrize("name", sorted({*list_spaces()} - {"compofa", "moofa"}))  # these two make the modules of ofa_mbv3
 def test_every_space_gives_python_that_stands_alone(name):
     import torch
 
     options = {"darts": {"layers": 3, "channels": 4}, "proxyless_tree": {"B": 2}, "nasbench201": CELLS}.get(name, {})
-    try:
-        space = load_space(name, **options)
-    except (ModuleNotFoundError, AttributeError):
-        pytest.skip(f"space {name} is not there")
+    space = load_space(name, **options)
     arch = space.sample(np.random.default_rng(0))
     module = space.module(arch).eval()
     names: dict[str, object] = {"__name__": "network"}
@@ -530,9 +571,6 @@ def run(capsys, tmp_path, monkeypatch):
         return code, captured.out, captured.err
 
     return call
-
-
-WORDS = ["--space", "nasbench201", "--space-option", "C=4", "--space-option", "N=1", "--engine", "evolution", "--preset", "smoke"]
 
 
 def test_the_command_line_ends_with_one_line_of_json(run):
