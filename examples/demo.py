@@ -77,7 +77,7 @@ def main(name: str = "darts_cifar") -> int:
     with Stages() as stages:
         result = search(
             "nasbench201", "evolution", objectives="accuracy,peak", target=PART, data=digits(), preset="smoke", budget=32,
-            space_options=CELLS, training={"epochs": 3}, folder=clean(OUT / "search"), progress=stages,
+            space_options=CELLS, training={"epochs": 4, "augment": False}, folder=clean(OUT / "search"), progress=stages,
         )  # fmt: skip
     console.print(search_view(result))
     front = OUT / "search.html"

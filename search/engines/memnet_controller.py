@@ -41,8 +41,8 @@ class ControllerSettings:
     loss: Literal["listnet", "mse"] = "listnet"
     hidden: int = 100
     embedding: int = 100
-    list_size: int = 50
-    lists: int = 4
+    list_size: int = 25
+    lists: int = 8
     steps: int = 250
     lr: float = 1.5e-3
     weight_decay: float = 1e-4
