@@ -6,6 +6,7 @@ is alive at once in the best order of operators, and weights, where they lie in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,18 +16,22 @@ from ..compiler.errors import SourceError
 from .segments import Segment
 
 Weights = Literal["flash", "ram"]
+_LAYER = re.compile(r"cells\.0\.blocks\.\d+\.(?:first|second)")
 
 
 @dataclass(frozen=True, slots=True)
 class Accounting:
-    """A way to count. `weights`: where it puts them unless told. `title`: what it counts, in words."""
+    """A way to count. `weights`: where it puts them unless told. `title`: what it counts, in words. `on_top`: weights in RAM come on top
+    of the network's peak, and are no part of the price of segments.
+    """
 
     name: str
     weights: Weights
     title: str
+    on_top: bool = True
 
     def price(self, segment: Segment, weights: Weights) -> int | None:
-        """Bytes of one segment; None where the lifetimes of its storages are the price, and weights in RAM come on top of the network."""
+        """Bytes of one segment; None where the lifetimes of its storages are the price."""
         return None
 
 
@@ -59,33 +64,36 @@ class MoofaPublished(Accounting):
 
 @dataclass(frozen=True, slots=True)
 class MemNetPublished(Accounting):
-    """Rule of MemNet's repository (`cal_in`, arXiv 1907.09569), as far as it is known: all operators that are ready run in one step.
+    """Rule of MemNet's repository (`cal_in`; arXiv 1907.09569): layers in rounds, all that are ready in the same one.
 
-    A result is counted from the step that makes it to the last step that reads it, inputs of a step and its results together; in-place
-    results and views are no results of their own. The published numbers count the first cell alone and take every tensor at a fixed
-    size, so they are not reproduced; steps and lifetimes are.
+    Counts the first cell alone, and of a round every layer that runs in it, as 4 bytes for each of (input + output channels) x 32 x 32
+    elements; what merely waits for a later round does not count. It is no lifetime, and no peak that any schedule has.
     """
 
     def price(self, segment: Segment, weights: Weights) -> int | None:
         graph = segment.graph
-        step: dict[int, int] = {}
-        predecessors = graph.dependencies()
+        if segment.slot:
+            return 0
+        round_of: dict[int, int] = {}
+        layers: dict[str, tuple[int, int]] = {}
+        made: dict[str, int] = {}
         for v in segment.nodes:
-            step[v] = max((step[u] + (0 if graph.is_view(graph.nodes[v]) else 1) for u in predecessors[v] if u in step), default=0)
-        born: dict[int, int] = {}
-        last: dict[int, int] = {}
-        end = max(step.values(), default=0)
-        for v in segment.nodes:
-            for s in graph.touches[v]:
-                if graph.birth[s] >= 0 or graph.storages[s].role == "input":
-                    born[s] = min(born.get(s, end), step[v]) if graph.birth[s] in step else 0
-                    last[s] = max(last.get(s, 0), step[v])
-        leaving = graph.outputs if segment.leaving is None else (segment.leaving,)
-        for t in leaving:
-            if graph.tensors[t].storage in last:
-                last[graph.tensors[t].storage] = end
-        live = [sum(graph.storages[s].nbytes for s in born if born[s] <= t <= last[s]) for t in range(end + 1)] if segment.nodes else [0]
-        return max(live)
+            node = graph.nodes[v]
+            ready = max((round_of[u] for u in graph.dependencies()[v] if u in round_of), default=0)
+            layer = _LAYER.match(node.scope)
+            round_of[v] = ready
+            if layer is None or not node.inputs or ("convolution" not in node.op and layer[0] not in layers):
+                continue
+            if layer[0] not in layers:
+                layers[layer[0]] = ready, graph.tensors[node.inputs[0]].shape[1]
+            round_of[v] = layers[layer[0]][0] + 1
+            made[layer[0]] = graph.tensors[node.outputs[0]].shape[1]
+        if not layers:
+            raise SourceError(f"memnet-published counts the blocks of memnet's first cell, which {graph.name} does not have")
+        rounds: dict[int, int] = {}
+        for name, (first, channels) in layers.items():
+            rounds[first] = rounds.get(first, 0) + (channels + made[name]) * 32 * 32
+        return 4 * max(rounds.values())
 
 
 ACCOUNTINGS: Mapping[str, Accounting] = MappingProxyType(
@@ -93,8 +101,8 @@ ACCOUNTINGS: Mapping[str, Accounting] = MappingProxyType(
         a.name: a
         for a in (
             Accounting("lifetime", "flash", "everything alive at once, in the best order of operators"),
-            MoofaPublished("moofa-published", "ram", "input, output and weights of one convolution, as MOOFA's tables count"),
-            MemNetPublished("memnet-published", "flash", "all ready operators in one step, as MemNet's repository counts"),
+            MoofaPublished("moofa-published", "ram", "input, output and weights of one convolution, as MOOFA's tables count", False),
+            MemNetPublished("memnet-published", "flash", "layers of the first cell that run in one round, as MemNet's repository counts"),
         )
     }
 )

@@ -256,7 +256,7 @@ class Oracle:
 
     @property
     def _adds_weights(self) -> bool:
-        return self.weights == "ram" and self.accounting.name == "lifetime"
+        return self.weights == "ram" and self.accounting.on_top
 
     def _sums(self, rows: np.ndarray) -> np.ndarray:
         """As `_static`, where only sums are of use: no order is looked for in a space whose networks have parts, but no cuts."""

@@ -18,7 +18,6 @@ from neaptide.passes.allocate import allocate
 from neaptide.passes.attribution import parameter_elements
 from neaptide.passes.schedule import schedule
 from neaptide.passes.verify import verify_graph, verify_plan, verify_schedule
-from neaptide.search.accountings import ACCOUNTINGS
 from neaptide.search.layouts import composable_arena, plain_arena
 from neaptide.search.least import Factor, covering_rows, least_of_sum, minimise
 from neaptide.search.oracle import Oracle
@@ -475,19 +474,31 @@ def test_weights_in_ram_come_on_top():
     assert_array_equal(ram["peak"], flash["peak"] + flash["weight_bytes"])
 
 
-def test_level_synchronous_counts_what_runs_together():
-    b = GraphBuilder("wide")
-    x = b.tensor((4,), "uint8", role="input")
-    b.inputs.append(x)
-    made = [b.tensor((4,), "uint8") for _ in range(3)]
-    for t in made:
-        b.node("op", [x], [t])
-    y = b.tensor((4,), "uint8")
-    b.node("cat", made, [y])
-    b.outputs.append(y)
-    (segment,) = cut_of(Cutter("wide", ()), b.build())
-    assert ACCOUNTINGS["memnet-published"].price(segment, "flash") == 16
-    assert solve(segment).peak == 16
+def test_memnet_published_counts_rounds_of_the_first_cell():
+    space: Any = load_space("memnet", width=8)
+    oracle = Oracle(space, accounting="memnet-published", memory=False)
+    rows = space.sample_rows(np.random.default_rng(12), 8)
+    costs = oracle.cost(rows, ("peak", "weight_bytes"))
+    for arch, peak in zip(space.decode(rows), costs["peak"].tolist(), strict=True):
+        cell = space.cells(arch)[0]
+        rounds: dict[int, int] = {}
+        ready, channels = [0], [3]
+        for block, operations in zip(cell.blocks, cell.operations, strict=True):
+            ends, widths = [], []
+            for name, source in zip(operations, block.inputs, strict=True):
+                if name == "identity" and channels[source] == cell.width and (source or cell.stride == 1):
+                    ends.append(ready[source])
+                else:
+                    rounds[ready[source]] = rounds.get(ready[source], 0) + 4096 * (channels[source] + cell.width)
+                    ends.append(ready[source] + 1)
+                widths.append(cell.width)
+            ready.append(max(ends))
+            channels.append(max(widths) if block.join == "add" else sum(widths))
+        assert peak == max(rounds.values())
+    on_top = Oracle(space, accounting="memnet-published", weights="ram", memory=False).cost(rows, ("peak",))
+    assert_array_equal(on_top["peak"], costs["peak"] + costs["weight_bytes"])
+    with pytest.raises(SourceError, match="memnet's first cell"):
+        Oracle(load_space("nasbench_macro"), accounting="memnet-published").cost(np.zeros((1, 8), np.int16), ("peak",))
 
 
 # ---- memory and errors ----------------------------------------------------------------------------------------------
