@@ -119,7 +119,8 @@ def trained_alone(space: OFAMobileNetV3, data: ImageData, folder: Path, preset: 
     plan, started, path = SCHEDULES[preset], time.process_time(), folder / f"alone-{candidate.arch.digest}.safetensors"
     settings = TrainSettings(
         epochs=plan.phases[0].epochs * 3 // 2, batch=plan.batch, lr=plan.phases[0].lr, momentum=plan.momentum, nesterov=True,
-        weight_decay=plan.weight_decay, decay_norms=False, schedule="cosine", label_smoothing=plan.smoothing, augment=plan.augment, images=plan.images,
+        weight_decay=plan.weight_decay, decay_norms=False, schedule="cosine", label_smoothing=plan.smoothing, augment=plan.augment,
+        images=plan.images,
         resolution=side_of(space, candidate.arch, data), precision="fp32",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
