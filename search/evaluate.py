@@ -53,7 +53,7 @@ class Evaluator(Protocol):
 
 
 @dataclass(frozen=True)
-class Costs:
+class CostsAlone:
     """Nothing beyond what the oracle says."""
 
     cheap = True
@@ -102,7 +102,7 @@ class Scored:
 TRAININGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "smoke": {"epochs": 1, "images": 1_500, "batch": 64, "lr": 0.05, "schedule": "cosine", "precision": "fp32"},
-        "small": {"epochs": 4, "images": 5_000, "batch": 64, "lr": 0.05, "schedule": "cosine", "precision": "fp32"},
+        "small": {"epochs": 3, "images": 5_000, "batch": 64, "lr": 0.05, "schedule": "cosine", "precision": "fp32"},
         "paper": {"epochs": 60, "batch": 128, "lr": 0.01, "schedule": "sgdr", "precision": "fp32"},
     }
 )
@@ -207,7 +207,7 @@ def evaluator_for(objectives: Sequence[Objective], data: Any, space: Space, trai
         if not isinstance(data, ImageData):
             raise SourceError(f"objective {names[0]} scores networks on images: give --data, a folder or an .npz of images")
         parts.append(Scored(names))
-    return Costs() if not parts else parts[0] if len(parts) == 1 else Together(tuple(parts))
+    return CostsAlone() if not parts else parts[0] if len(parts) == 1 else Together(tuple(parts))
 
 
 def training_settings(given: Mapping[str, Any]) -> dict[str, Any]:

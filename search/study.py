@@ -222,9 +222,11 @@ def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
 @contextmanager
 def only_one(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process: two searches that continue one study would undo each other. Freed when the process dies."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "lock.sqlite"
-    db = sqlite3.connect(path, timeout=0, isolation_level=None)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        db = sqlite3.connect(folder / "lock.sqlite", timeout=0, isolation_level=None)
+    except (OSError, sqlite3.OperationalError) as error:
+        raise NeaptideError(f"a search cannot be kept in {folder}: {error}; give another --out") from None
     try:
         try:
             db.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -288,7 +290,10 @@ def _quiet() -> Iterator[None]:
 @contextmanager
 def _storage_errors(url: str) -> Iterator[None]:
     optuna = _optuna()
+    import sqlalchemy.exc
+
     try:
         yield
-    except optuna.exceptions.StorageInternalError as error:
-        raise NeaptideError(f"the study at {url} cannot be read or written: {' '.join(str(error.__cause__ or error).split())}") from error
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.DatabaseError) as error:
+        cause = getattr(error.__cause__ or error, "orig", None) or error
+        raise NeaptideError(f"the study at {url} cannot be read or written: {' '.join(str(cause).split())}") from error

@@ -26,7 +26,7 @@ from neaptide.report.units import parse_bytes
 from neaptide.search.constraints import Constraint, Constraints, parse_constraint
 from neaptide.search.data import ImageData, TabularData
 from neaptide.search.engine import Outcome, Proposal
-from neaptide.search.evaluate import Costs, Tabular
+from neaptide.search.evaluate import CostsAlone, Tabular
 from neaptide.search.feasible import FeasibleSampler
 from neaptide.search.metrics import parse_amount
 from neaptide.search.network_source import network_source
@@ -392,6 +392,9 @@ def test_only_one_search_at_a_time_in_a_folder(space, table, tmp_path):
         ({"space": "darts", "space_options": {"layers": 3, "channels": 4}}, ["nasbench201", "darts"]),
         ({"budget": "long"}, ["'long'"]),
         ({"farm": "cows"}, ["'cows'", "ray"]),
+        ({"storage": "nonsense://x"}, ["nonsense://x"]),
+        ({"storage": f"sqlite:///{__file__}"}, ["test_study.py", "file is not a database"]),
+        ({"folder": __file__}, ["test_study.py", "--out"]),
         ({"target": "stm32f7466"}, ["stm32f746"]),
         ({"space": "nasbench_macro", "objectives": "peak", "constraints": ["peak<=10"]}, ["peak<=10", "the least planned peak"]),
     ],
@@ -419,7 +422,7 @@ def test_an_infeasible_proposal_is_told_and_never_evaluated(space, table, tmp_pa
 
 def test_costs_alone_need_no_data(space, tmp_path):
     result = search(space, "nsga2", objectives="peak,params", folder=tmp_path, preset="smoke", budget=24)
-    assert isinstance(result.best, object) and result.test_accuracy is None and Costs().cheap
+    assert isinstance(result.best, object) and result.test_accuracy is None and CostsAlone().cheap
     assert result.front[0].values["peak"] == min(c.values["peak"] for c in result.trials)
 
 
@@ -589,7 +592,7 @@ def test_the_command_line_ends_with_one_line_of_json(run):
 
 
 def test_ctrl_c_says_how_to_go_on(run, monkeypatch):
-    real, seen = Costs.evaluate, []
+    real, seen = CostsAlone.evaluate, []
 
     def interrupted(self, proposal, context):
         seen.append(proposal)
@@ -597,7 +600,7 @@ def test_ctrl_c_says_how_to_go_on(run, monkeypatch):
             raise KeyboardInterrupt
         return real(self, proposal, context)
 
-    monkeypatch.setattr(Costs, "evaluate", interrupted)
+    monkeypatch.setattr(CostsAlone, "evaluate", interrupted)
     code, out, err = run(*WORDS, "--objective", "peak", "--budget", "12", "--out", "a b")
     assert (code, out) == (130, "") and "neaptide search --resume --out 'a b'" in err
     code, out, _ = run("--resume", "--out", "a b", "--json")
