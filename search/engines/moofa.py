@@ -19,10 +19,11 @@ NAME is `table_name`), which teach the predictor that then stands in for everyth
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from itertools import accumulate
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -89,8 +90,8 @@ class MOOFA:
         self._metric, self._levels = other or limited or "peak", self._settings["levels"] if other else 1
         self.evaluator = self._evaluator()
 
-    def prepare(self) -> None:
-        """Train the supernet, or take up where its training was broken off; or read the table."""
+    def prepare(self, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Train the supernet, or take up where its training was broken off; or read the table. `progress(stage, epochs done, of all)`."""
         context = self._context
         if self._settings["table"]:
             rows, accuracy = read_table(context.space, self._settings["table"], self._settings["table_name"])
@@ -101,9 +102,15 @@ class MOOFA:
             from ..supernets.shrinking import shrink
 
             assert isinstance(context.space, OFAMobileNetV3)
-            shrink(
-                context.space, context.data, SCHEDULES[self._settings["schedule"]], seed=context.seed, folder=context.folder / "supernet"
-            )
+            schedule = SCHEDULES[self._settings["schedule"]]
+            epochs = [p.epochs for p in schedule.phases]
+            before = dict(zip((p.name for p in schedule.phases), accumulate(epochs, initial=0), strict=False))
+
+            def told(phase: str, epoch: int, loss: float) -> None:
+                if progress is not None:
+                    progress(f"supernet, {phase}, loss {loss:.2f}", before[phase] + epoch, sum(epochs))
+
+            shrink(context.space, context.data, schedule, seed=context.seed, folder=context.folder / "supernet", progress=told)
 
     def ask(self) -> list[Proposal]:
         """Samples for the predictor, some at a time; then what evolution finds; then []."""
