@@ -119,19 +119,14 @@ class Processes:
                 position, proposal = waiting.pop()
                 pipe, process = self._free.pop() if self._free else self._begun()
                 started(position)
-                pipe.send(proposal)
+                with _heard(process):
+                    pipe.send(proposal)
                 busy[pipe] = (position, process)
             for pipe in connection.wait(list(busy)):
                 assert isinstance(pipe, connection.Connection)
                 position, process = busy.pop(pipe)
-                try:
+                with _heard(process):
                     answer = pipe.recv()
-                except (EOFError, OSError) as error:
-                    process.join(PATIENCE_S)
-                    raise NeaptideError(
-                        f"a worker process ended with code {process.exitcode} while it evaluated a proposal; where that is -9 the "
-                        "system was short of memory: give fewer --workers and --resume"
-                    ) from error
                 self._free.append((pipe, process))
                 yield Evaluated(position, *_answered(answer))
 
@@ -153,8 +148,23 @@ class Processes:
         process.start()
         theirs.close()
         self._all.append((ours, process))
-        ours.send_bytes(self._payload)
+        with _heard(process):
+            ours.send_bytes(self._payload)
         return ours, process
+
+
+@contextmanager
+def _heard(process: SpawnProcess) -> Iterator[None]:
+    """Say how a worker ended when it can be neither written to nor read from."""
+    try:
+        yield
+    except (EOFError, OSError) as error:
+        process.join(PATIENCE_S)
+        why = {
+            -9: "; the system was short of memory: give fewer --workers and --resume",
+            1: "; a script that calls search needs `if __name__ == '__main__':` around it, or workers=1",
+        }.get(process.exitcode or 0, "; --resume tries again")
+        raise NeaptideError(f"a worker process ended with code {process.exitcode} while it evaluated a proposal{why}") from error
 
 
 class RayFarm:
