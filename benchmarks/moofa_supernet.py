@@ -27,6 +27,7 @@ import torch
 from benchmarks.figures import Figure, finish
 from neaptide.passes.schedule import schedule
 from neaptide.search.data import ImageData, load_data
+from neaptide.search.engines.moofa import small_images
 from neaptide.search.result import Candidate, SearchResult
 from neaptide.search.run import search
 from neaptide.search.spaces import load_space
@@ -36,10 +37,7 @@ from neaptide.search.supernets.shrinking import side_of
 from neaptide.search.training import TrainSettings, evaluate, train
 
 SHARED = Path(os.environ.get("NEAPTIDE_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
-SPACE = {
-    "resolutions": (16, 20, 24), "strides": (1, 2, 1, 2, 1, 1), "stem_stride": 2, "depths": (1, 2), "classes": 10,
-    "widths": (8, 8, 16, 24, 32, 48, 64, 96, 128),
-}  # fmt: skip
+SPACE = {**small_images(28), "classes": 10}
 LIMITS = (12_000, 18_000, 27_000)  # bytes
 POINTS = 2.0
 

@@ -442,6 +442,8 @@ def test_engine_searches_published_accuracies(tmp_path, shared_dir):
 def test_engine_says_what_it_cannot_search(tmp_path):
     with pytest.raises(SourceError, match="not of nasbench201"):
         search("nasbench201", "moofa", data=images(), folder=tmp_path)
+    with pytest.raises(SourceError, match=r"128 pixels and more; those of synthetic have 12.*--space-option 'depths=\[1,2\]'"):
+        search("moofa", "moofa", data=images(), folder=tmp_path)
     with pytest.raises(SourceError, match="searches for accuracy"):
         search("moofa", "moofa", objectives="macs", folder=tmp_path)
     with pytest.raises(BudgetError, match="least"):

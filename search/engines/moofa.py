@@ -19,6 +19,7 @@ NAME is `table_name`), which teach the predictor that then stands in for everyth
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -66,6 +67,16 @@ PRESETS = {
     },
 }
 TOGETHER = 20  # proposals asked for at once
+
+
+def small_images(side: int) -> dict[str, Any]:
+    """Options of the elastic spaces for images of `side` pixels, 24 to 40: narrow and shallow, a supernet that a CPU trains in minutes."""
+    return {
+        "resolutions": [side - 12, side - 8, side - 4],
+        "widths": [8, 8, 16, 24, 32, 48, 64, 96, 128],
+        "strides": [1, 2, 1, 2, 1, 1],
+        "depths": [1, 2],
+    }
 
 
 class MOOFA:
@@ -149,6 +160,15 @@ class MOOFA:
             raise SourceError(
                 f"engine moofa trains supernets of ofa_mbv3, compofa and moofa, not of {context.space.name}: take one of them, "
                 "another engine, or a benchmark's table as data"
+            )
+        side = context.data.shape[-1]
+        if context.space.resolutions[0] > 2 * side:
+            ready = " ".join(
+                f"--space-option '{k}={json.dumps(v, separators=(',', ':'))}'" for k, v in small_images(max(24, min(side, 40))).items()
+            )
+            raise SourceError(
+                f"networks of {context.space.name} take images of {context.space.resolutions[0]} pixels and more; those of "
+                f"{context.data.name} have {side}: make the space for small images, for example {ready}"
             )
         return SupernetAccuracy(SCHEDULES[self._settings["schedule"]].recalibration)
 
