@@ -19,7 +19,7 @@ from .accountings import Weights, load_accounting
 from .costs import Costs, CostsKind, check_metrics
 from .layouts import composable_arena, plain_arena
 from .least import Least, SlotFactors, least_of_sum, minimise
-from .pricing import PartPricing, Priced, Pricing, covering, price_all
+from .pricing import PartPricing, Priced, Pricing, StretchPricing, covering, price_all
 from .segment_costs import Solved
 from .segment_memory import SegmentMemory
 from .segments import Cutter
@@ -78,14 +78,17 @@ class Oracle:
         self._predicted: PredictedCosts | None = None
         self.workers = workers
         slots = space.slots()
-        everything = Slot("", tuple(range(len(space.cardinalities))))
-        self._pricing = Pricing(space, Cutter(space.name, slots), self.accounting, self.weights, time_limit)
-        self._tables = SlotTables(slots or (everything,), space.cardinalities)
-        self._whole_pricing = Pricing(space, Cutter(space.name, ()), self.accounting, self.weights, time_limit)
-        self._whole = SlotTables((everything,), space.cardinalities, dense_codes=0) if slots else self._tables
+        stretches = () if slots else space.stretches()
         parts = () if slots else space.parts()
+        everything = Slot("", tuple(range(len(space.cardinalities))))
+        known = self.accounting, self.weights, time_limit
+        self._cut = bool(slots)
+        self._pricing = (StretchPricing if stretches else Pricing)(space, Cutter(space.name, slots or stretches), *known)
+        self._tables = SlotTables(slots or stretches or (everything,), space.cardinalities)
+        self._whole_pricing = Pricing(space, Cutter(space.name, ()), *known)
+        self._whole = SlotTables((everything,), space.cardinalities, dense_codes=0) if slots or stretches else self._tables
+        self._part_pricing = PartPricing(space, Cutter(space.name, parts), *known)
         self._parts = SlotTables(parts, space.cardinalities) if parts else self._tables
-        self._part_pricing = PartPricing(space, Cutter(space.name, parts), self.accounting, self.weights, time_limit)
         self._solved: dict[bytes, Solved] = {}
         self._arenas: dict[tuple[bytes, bool], tuple[int, int]] = {}
         self._keys: list[bytes] = []
@@ -97,8 +100,8 @@ class Oracle:
 
     @property
     def composed(self) -> bool:
-        """Whether this space has cuts, so that costs are put together from those of segments."""
-        return bool(self.space.slots())
+        """Whether costs are put together from those of segments between cuts, or of stretches."""
+        return self._whole is not self._tables
 
     @property
     def _all_tables(self) -> tuple[SlotTables, SlotTables, SlotTables]:
@@ -219,7 +222,7 @@ class Oracle:
             self._fill(tables, self._pricing if own else self._part_pricing, factors.rows)
         index = tables.index(factors.rows)
         if metric == "arena" and own:
-            self._place(tables, factors.rows[(tables.table[index, SOLVED] >= 0).all(axis=1)], self.composed)
+            self._place(tables, factors.rows[(tables.table[index, SOLVED] >= 0).all(axis=1)], self._cut)
         column = tables.table[index].transpose(2, 0, 1)
         sums = {"params": PARAMS, "macs": MACS, "flops": MACS, "weight_bytes": WEIGHTS, "flash": WEIGHTS}
         if metric in sums:
@@ -241,7 +244,7 @@ class Oracle:
     def _least_predicted(self, metric: str) -> Least:
         """The least prediction, where the space has few segments; else no more than 0 as a bound, and the network of fewest operations."""
         tables = SlotTables(self.space.slots(), self.space.cardinalities)
-        if not self.composed or tables.sparse or tables.used > FUSED:
+        if not self._cut or tables.sparse or tables.used > FUSED:
             return Least(0.0, self.least("macs").arch, "bound")
         factors = SlotFactors(tables, self.space)
         self._predict(metric, factors.rows)
@@ -278,13 +281,13 @@ class Oracle:
         if len(unknown):
             self._fill(self._tables, self._pricing, rows[unknown])
             found = self._tables.compose(rows)
-        if arena:
-            self._place(self._tables, rows[found[SOLVED] >= 0], self.composed)
+        if arena and (self._cut or not self.composed):
+            self._place(self._tables, rows[found[SOLVED] >= 0], self._cut)
             found = self._tables.compose(rows)
         if self.composed:
             open_ = (found[SOLVED] < 0) | (found[PEAK] > found[BOUND])
             if arena:
-                open_ |= found[ARENA] > found[ARENA_BOUND]
+                open_ |= (found[ARENA] > found[ARENA_BOUND]) | (not self._cut)
             self._solve_whole(rows, np.flatnonzero(open_), found, arena)
         assert (found[BOUND] <= found[PEAK]).all()
         if arena and self.accounting.name == "lifetime":
@@ -304,7 +307,7 @@ class Oracle:
         kept = composed & (before[PEAK] <= whole[PEAK])
         whole[PEAK, kept] = before[PEAK, kept]
         whole[BOUND] = np.where(composed, np.maximum(whole[BOUND], before[BOUND]), whole[BOUND])
-        kept = composed & (before[ARENA] <= whole[ARENA])
+        kept = composed & (before[ARENA] <= whole[ARENA]) & self._cut
         whole[ARENA : ARENA_BOUND + 1, kept] = before[ARENA : ARENA_BOUND + 1, kept]
         found[:, which] = whole
 

@@ -14,7 +14,10 @@ from .accountings import Accounting, Weights
 from .segment_costs import Solved, Work, largest_need, node_key, planning_key, solve, work
 from .segments import Cutter
 from .space import Space
+from .stretches import same_genes, stretches, whole_segment, window_bound
 
+NEARLY = 0.8
+"""Windows are looked at for stretches that need this share of the worst one's bytes: the others never decide."""
 Wanted = tuple[np.ndarray, frozenset[int]]
 Answer = tuple[str, list["Priced"], list[bytes]]
 
@@ -77,6 +80,36 @@ class PartPricing(Pricing):
             need = largest_need(parts[k]) if self.accounting.name == "lifetime" else 0
             found.append(Priced(k, keys[k], work(parts[k], elements), Solved(need, need, np.zeros((0, 3), np.int64)), None))
         return "", found, keys
+
+
+@dataclass(frozen=True, slots=True)
+class StretchPricing(Pricing):
+    """The same for stretches, each with the least peak of its own orders, and as a bound that of a window over it and the next."""
+
+    def price(self, row: np.ndarray, wanted: frozenset[int], known: dict[bytes, Solved]) -> Answer:
+        (arch,) = self.space.decode(row[None])
+        graph = self.space.graph(arch)
+        elements = parameter_elements(graph)
+        segments, graphs = stretches(self.cutter, graph)
+        wholes = [whole_segment(own) for own in graphs]
+        keys = [planning_key(whole) for whole in wholes]
+        for k in wanted:
+            if keys[k] not in known:
+                known[keys[k]] = solve(wholes[k], time_limit=self.time_limit)
+        worst = max((known[key].peak for key in keys if key in known), default=0)
+        found = []
+        for k in wanted:
+            bound = 0
+            if known[keys[k]].peak >= NEARLY * worst and same_genes(self.cutter.slots, k):
+                pair = b"window" + keys[k] + keys[k + 1]
+                if pair not in known:
+                    least = window_bound(graph, (*segments[k].nodes, *segments[k + 1].nodes), time_limit=self.time_limit)
+                    known[pair] = Solved(least, least, np.zeros((0, 3), np.int64))
+                bound = known[pair].bound
+            solved = Solved(known[keys[k]].peak, bound, np.zeros((0, 3), np.int64))
+            price = self.accounting.price(segments[k], self.weights)
+            found.append(Priced(k, b"stretch" + keys[k], work(segments[k], elements), solved, price))
+        return "", found, [b"stretch" + key for key in keys]
 
 
 def price_all(pricing: Pricing, wanted: Sequence[Wanted], known: dict[bytes, Solved], *, workers: int = 1) -> Iterable[Answer]:

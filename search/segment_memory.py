@@ -180,7 +180,7 @@ def _fuser() -> str:
 @lru_cache(maxsize=1)
 def planner_version() -> str:
     """A digest of the sources that decide what a segment's memory and work are; what was solved by others is not read back."""
-    names = ("accountings.py", "layouts.py", "segment_costs.py", "segments.py", "space.py", "spaces")
+    names = ("accountings.py", "layouts.py", "pricing.py", "segment_costs.py", "segments.py", "space.py", "spaces", "stretches.py")
     return source_digest("compiler", "passes", *(f"search/{name}" for name in names))
 
 

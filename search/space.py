@@ -95,6 +95,10 @@ class Space(ABC):
         """Stretches that cover every node and depend on few genes each, for what adds up over nodes; they need not lie between cuts."""
         return self.slots()
 
+    def stretches(self) -> tuple[Slot, ...]:
+        """For spaces without cuts: slots that run one after another, every node in one, between which several tensors may pass."""
+        return ()
+
     @cached_property
     def size(self) -> int:
         """Number of different architectures. Spaces with rules between genes count them themselves."""

@@ -69,6 +69,13 @@ class DARTS(Space):
                 found += [Slot(f"cells.{i}._ops.{2 * node + k}", (pair, pair + 1 + k)) for k in (0, 1)]
         return tuple(found)
 
+    def stretches(self) -> tuple[Slot, ...]:
+        """A cell each, with the layers of the next cell that read what the cell itself reads: its last reader."""
+        genes = tuple(range(3 * NODES)), tuple(range(3 * NODES, 6 * NODES))
+        ahead = [f"|cells.{i + 1}.preprocess0" if i + 1 < self.layers else "" for i in range(self.layers)]
+        cells = [Slot(f"cells.{i}{ahead[i]}", genes[i in reductions(self.layers)]) for i in range(self.layers)]
+        return Slot("stem|cells.0.preprocess0", ()), *cells, Slot("global_pooling|flatten|classifier", ())
+
     def cells(self, arch: Architecture) -> tuple[Cell, Cell]:
         """The normal and the reduction cell: for each node its two edges (operation, state), lower state first."""
         cells = []
