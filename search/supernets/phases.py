@@ -93,7 +93,7 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
                 Phase("expand2", 2, 0.05, ALL, ALL, ALL),
             ),
             batch=32,
-            images=1_000,
+            images=2_000,
             recalibration=250,
             augment=False,
         ),

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from ...compiler.errors import SourceError
 from ..data import ImageData
 from ..space import Architecture
 from ..spaces.ofa import OFAMobileNetV3
-from ..training import autocast, evaluate, recalibrate
+from ..training import evaluate, recalibrate
 from ..weights import load_weights, save_weights
 from .elastic import ElasticSupernet, load_supernet, sort_channels
 from .phases import Phase, Schedule, phase_rows
@@ -40,28 +40,30 @@ def shrink(
     *,
     seed: int = 0,
     folder: str | Path | None = None,
+    device: str | torch.device = "cpu",
     progress: Callable[[str, int, float], None] | None = None,
 ) -> ElasticSupernet:
     """Train a supernet of `space` by every phase of `schedule`.
 
     folder: where `supernet.safetensors` is written after every epoch and taken up from, and `teacher.safetensors` after the first
-    phase. `progress(phase, epochs done, mean loss)`. In a process group only rank 0 writes; the others need to see the same folder.
+    phase. In a process group only rank 0 writes; the others need to see the same folder. device: where it is trained; it comes back
+    on the CPU. `progress(phase, epochs done, mean loss)`.
     Raises `SourceError` when the folder's checkpoint is of another training.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         supernet = ElasticSupernet(space)
-    convert_conv2d_weight_memory_format(supernet, torch.channels_last)
+    convert_conv2d_weight_memory_format(supernet, torch.channels_last).to(device)
     files = None if folder is None else _Files(Path(folder), {"space": space.describe(), "schedule": asdict(schedule), "seed": seed})
     at, done, momenta = (0, 0, {}) if files is None else files.take_up(supernet)
     teacher = None
     if at > 0 and files is not None:
-        teacher = _frozen(files.teacher(space))
+        teacher = _frozen(files.teacher(space)).to(device)
     for index, phase in enumerate(schedule.phases):
         if index < at:
             continue
         if index == 1 and teacher is None:
-            teacher = _frozen(_copy(supernet))
+            teacher = _frozen(_copy(supernet)).to(device)
         if phase.expands > 1 and schedule.phases[index - 1].expands == 1 and done == 0:
             sort_channels(supernet)
         optimizer = _optimizer(supernet, schedule, momenta)
@@ -75,7 +77,7 @@ def shrink(
             files.save_teacher(supernet)
         done, momenta = 0, {}
         _wait()
-    return supernet
+    return supernet.cpu()
 
 
 def subnet_accuracy(supernet: ElasticSupernet, arch: Architecture, data: ImageData, *, recalibration: int = 2_000,
@@ -111,7 +113,7 @@ def _epoch(
     seeds: list[int],
 ) -> float:
     """One epoch of a phase; the mean loss of a subnet, over this process's images."""
-    world, rank, space = _world(), _rank(), supernet.space
+    world, rank, space, device = _world(), _rank(), supernet.space, next(supernet.parameters()).device
     rng = np.random.default_rng(seeds)
     shuffled, dropout = (int(s) for s in rng.integers(2**31, size=2))
     images = min(schedule.images or len(data.train[1]), len(data.train[1]))
@@ -123,17 +125,18 @@ def _epoch(
         batches = data.batches("train", schedule.batch * world, generator=generator, augment=schedule.augment, images=images)
         for step, (inputs, labels) in enumerate(batches):
             rows = phase_rows(space, phase, rng, phase.subnets)
-            inputs, labels = _resized(inputs[rank::world], space.resolutions[int(rows[0, 0])]), labels[rank::world]
+            inputs, labels = inputs[rank::world].to(device), labels[rank::world].to(device)
+            inputs = _resized(inputs, space.resolutions[int(rows[0, 0])])
             for group in optimizer.param_groups:
                 group["lr"] = phase.rate(epoch + step / steps) * world
             soft = None
             if teacher is not None and schedule.kd:
-                with torch.no_grad(), autocast(schedule.precision):
+                with torch.no_grad(), _autocast(schedule.precision, device):
                     soft = teacher(inputs).float().softmax(1)
             optimizer.zero_grad(set_to_none=True)
             for arch in space.decode(rows):
                 supernet.active = arch
-                with autocast(schedule.precision):
+                with _autocast(schedule.precision, device):
                     logits = supernet(inputs)
                     loss = functional.cross_entropy(logits, labels, label_smoothing=schedule.smoothing)
                     if soft is not None:
@@ -153,6 +156,10 @@ def _resized(inputs: torch.Tensor, side: int) -> torch.Tensor:
     return functional.interpolate(inputs, (side, side), mode="bilinear", antialias=side < inputs.shape[-1])
 
 
+def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
+    return torch.autocast(device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
 def _optimizer(supernet: ElasticSupernet, schedule: Schedule, momenta: dict[str, torch.Tensor]) -> torch.optim.SGD:
     """Nesterov SGD; norms and biases do not decay. `momenta`: buffers by parameter name, of the epoch that was taken up."""
     named = dict(supernet.named_parameters())
@@ -162,7 +169,7 @@ def _optimizer(supernet: ElasticSupernet, schedule: Schedule, momenta: dict[str,
     ]
     optimizer = torch.optim.SGD(groups, lr=schedule.phases[0].lr, momentum=schedule.momentum, nesterov=True)
     for name, buffer in momenta.items():
-        optimizer.state[named[name]]["momentum_buffer"] = buffer
+        optimizer.state[named[name]]["momentum_buffer"] = buffer.to(named[name].device)
     return optimizer
 
 
