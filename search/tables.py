@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -12,6 +13,7 @@ from .space import Slot
 PEAK, BOUND, ARENA, ARENA_BOUND, PARAMS, MACS, WEIGHTS, SOLVED = range(8)
 COLUMNS = 8
 UNSOLVED = -1
+UNMET = -(1 << 40)
 DENSE_CODES = 1 << 16
 """Slots with more values than this keep only those that were met."""
 
@@ -40,7 +42,11 @@ class SlotTables:
             base.append(at)
             at += sizes[k]
         self._genes, self._strides, self._base = (np.array(x, np.int64) for x in (genes, strides, base))
-        self._known: list[dict[bytes, int]] = [{} for _ in self.sparse]
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for k in self.sparse:
+            alike.setdefault(self.slots[k].genes, []).append(k)
+        self._groups = [_Group(genes, members, {}) for genes, members in alike.items()]
+        self._place = {k: (group, i) for group in self._groups for i, k in enumerate(group.slots)}
         self._used = at
         self.table = np.zeros((max(at, 1), COLUMNS), np.int64)
         self._clear(0)
@@ -56,8 +62,8 @@ class SlotTables:
         for i, k in enumerate(self.dense):
             span = slice(self._genes_at[i], self._genes_at[i + 1])
             found[:, k] = self._base[i] + rows[:, self._genes[span]].astype(np.int64) @ self._strides[span]
-        for i, k in enumerate(self.sparse):
-            found[:, k] = self._rows_of(i, self._keys(k, rows))
+        for group in self._groups:
+            found[:, group.slots] = self._first_rows(group, _keys(group.genes, rows))[:, None] + np.arange(len(group.slots))
         return found
 
     def key(self, slot: int, row: np.ndarray) -> bytes:
@@ -66,8 +72,9 @@ class SlotTables:
 
     def at(self, slot: int, keys: Sequence[bytes]) -> np.ndarray:
         """Rows of `table`, int64 (n,), for genes of `slot` written by `keys`."""
-        if slot in self.sparse:
-            return self._rows_of(self.sparse.index(slot), keys)
+        if slot in self._place:
+            group, i = self._place[slot]
+            return self._first_rows(group, keys) + i
         i = self.dense.index(slot)
         span = slice(self._genes_at[i], self._genes_at[i + 1])
         genes = np.frombuffer(b"".join(keys), "<i2").reshape(len(keys), -1).astype(np.int64)
@@ -81,10 +88,11 @@ class SlotTables:
         from .compose import compose
 
         out = np.empty((COLUMNS, len(rows)), np.int64)
-        sparse = np.empty((len(rows), len(self.sparse)), np.int64)
-        for i, k in enumerate(self.sparse):
-            known = self._known[i]
-            sparse[:, i] = [known.get(key, -1) for key in self._keys(k, rows)]
+        columns = [np.empty((len(rows), 0), np.int64)]
+        for group in self._groups:
+            first = np.array([group.known.get(key, UNMET) for key in _keys(group.genes, rows)], np.int64)
+            columns.append(first[:, None] + np.arange(len(group.slots)))
+        sparse = np.concatenate(columns, axis=1)
         unmet = (sparse < 0).any(axis=1) if self.sparse else None
         np.maximum(sparse, 0, out=sparse)
         unsigned = np.ascontiguousarray(rows, np.int16).view(np.uint16)
@@ -93,28 +101,39 @@ class SlotTables:
             out[SOLVED, unmet] = UNSOLVED
         return out
 
-    def _keys(self, slot: int, rows: np.ndarray) -> list[bytes]:
-        genes = list(self.slots[slot].genes)
-        width = 2 * len(genes)
-        flat = np.ascontiguousarray(rows[:, genes], "<i2").tobytes()
-        return [flat[i : i + width] for i in range(0, len(flat), width)]
-
-    def _rows_of(self, i: int, keys: Sequence[bytes]) -> np.ndarray:
-        """Rows of `table` for values of the i-th sparse slot, new ones for those never met."""
-        known = self._known[i]
+    def _first_rows(self, group: _Group, keys: Sequence[bytes]) -> np.ndarray:
+        """The first of the rows of `table` for each value of a group's genes, new ones for those never met."""
+        known = group.known
         for key in keys:
             if key not in known:
-                known[key] = self._new_row()
+                known[key] = self._new_rows(len(group.slots))
         return np.array([known[key] for key in keys], np.int64)
 
-    def _new_row(self) -> int:
-        if self._used == len(self.table):
+    def _new_rows(self, n: int) -> int:
+        """The first of `n` rows that stand for nothing yet."""
+        if self._used + n > len(self.table):
             start = len(self.table)
-            self.table = np.concatenate([self.table, np.zeros((max(256, start), COLUMNS), np.int64)])
+            self.table = np.concatenate([self.table, np.zeros((max(256, start, n), COLUMNS), np.int64)])
             self._clear(start)
-        self._used += 1
-        return self._used - 1
+        self._used += n
+        return self._used - n
 
     def _clear(self, start: int) -> None:
         self.table[start:, SOLVED] = UNSOLVED
         self.table[start:, ARENA] = UNSOLVED
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Slots of many values that follow the same genes. `known`: by value, the first of as many rows of the table as there are slots."""
+
+    genes: tuple[int, ...]
+    slots: list[int]
+    known: dict[bytes, int]
+
+
+def _keys(genes: Sequence[int], rows: np.ndarray) -> list[bytes]:
+    """The genes of each architecture, as bytes."""
+    width = 2 * len(genes)
+    flat = np.ascontiguousarray(rows[:, list(genes)], "<i2").tobytes()
+    return [flat[i : i + width] for i in range(0, len(flat), width)]
