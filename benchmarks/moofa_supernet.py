@@ -1,8 +1,8 @@
 """MOOFA's supernet on Fashion-MNIST, preset `small`: are networks taken out of it as good as the same networks trained alone?
 
 A small elastic space is shrunk progressively, engine `moofa` searches it under three limits of the true peak, and what it chooses for
-each is taken out of the supernet, and also trained alone from scratch, for as many epochs as the teacher and half as many again. Both
-are judged on the test part, which nothing else looks at.
+each is taken out of the supernet, and also trained alone from scratch, as the teacher was. Both are judged on the test part, which
+nothing else looks at.
 
     python -m benchmarks.moofa_supernet                    12,000 training images
     python -m benchmarks.moofa_supernet --quick            the smoke schedule: shows that it runs, reaches nothing
@@ -38,7 +38,7 @@ from neaptide.search.training import TrainSettings, evaluate, train
 
 SHARED = Path(os.environ.get("NEAPTIDE_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
 SPACE = {**small_images(28), "classes": 10}
-LIMITS = (12_000, 18_000, 27_000)  # bytes
+LIMITS = (15_000, 21_000, 28_000)  # bytes
 POINTS = 2.0
 
 
@@ -113,10 +113,10 @@ def chosen(space: OFAMobileNetV3, data: ImageData, folder: Path, preset: str, li
 
 
 def trained_alone(space: OFAMobileNetV3, data: ImageData, folder: Path, preset: str, candidate: Candidate) -> tuple[float, float]:
-    """Test accuracy of the candidate trained from scratch as the teacher was, half as long again; and seconds of CPU."""
+    """Test accuracy of the candidate trained from scratch as the teacher was; and seconds of CPU."""
     plan, started, path = SCHEDULES[preset], time.process_time(), folder / f"alone-{candidate.arch.digest}.safetensors"
     settings = TrainSettings(
-        epochs=plan.phases[0].epochs * 3 // 2, batch=plan.batch, lr=plan.phases[0].lr, momentum=plan.momentum, nesterov=True,
+        epochs=plan.phases[0].epochs, batch=plan.batch, lr=plan.phases[0].lr, momentum=plan.momentum, nesterov=True,
         weight_decay=plan.weight_decay, decay_norms=False, schedule="cosine", label_smoothing=plan.smoothing, augment=plan.augment,
         images=plan.images,
         resolution=side_of(space, candidate.arch, data), precision="fp32",

@@ -70,9 +70,12 @@ TOGETHER = 20  # proposals asked for at once
 
 
 def small_images(side: int) -> dict[str, Any]:
-    """Options of the elastic spaces for images of `side` pixels, 24 to 40: narrow and shallow, a supernet that a CPU trains in minutes."""
+    """Options of the elastic spaces for images of `side` pixels, 24 to 40: narrow and shallow, a supernet that a CPU trains in minutes.
+
+    Few resolutions, for they get into each other's way: after 4 epochs on Fashion-MNIST a teacher of one has 84 %, of three 79 to 81 %.
+    """
     return {
-        "resolutions": [side - 12, side - 8, side - 4],
+        "resolutions": [side - 8, side - 4],
         "widths": [8, 8, 16, 24, 32, 48, 64, 96, 128],
         "strides": [1, 2, 1, 2, 1, 1],
         "depths": [1, 2],

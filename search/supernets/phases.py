@@ -75,12 +75,12 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
         # than they give: 7 points on Fashion-MNIST at 16 pixels after 4 epochs.
         "small": Schedule(
             (
-                Phase("teacher", 8, 0.15),
+                Phase("teacher", 12, 0.15),
                 Phase("kernel", 2, 0.06, ALL),
                 Phase("depth1", 1, 0.06, ALL, 2),
                 Phase("depth2", 2, 0.06, ALL, ALL),
                 Phase("expand1", 2, 0.06, ALL, ALL, 2),
-                Phase("expand2", 10, 0.08, ALL, ALL, ALL),
+                Phase("expand2", 24, 0.1, ALL, ALL, ALL),
             ),
             images=12_000,
             augment=False,
