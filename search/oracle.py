@@ -95,7 +95,7 @@ class Oracle:
         self._least: dict[str, Least] = {}
         self._unknown: set[str] = set()
         self._key_ids: dict[bytes, int] = {}
-        self._memory = None if memory is False else SegmentMemory.of(space, self.accounting.name, self.weights, memory)
+        self._memory = None if memory is False else SegmentMemory.of(space, [*known[1:], self.accounting.name], memory)
         self._recall()
 
     @property
@@ -121,7 +121,8 @@ class Oracle:
         """
         rows = self.rows(archs)
         asked = check_metrics(metrics)
-        found = self._sums(rows) if set(asked) <= SUMS else self._static(rows, "arena" in asked)
+        static = set(asked) - {"latency", "instructions"}
+        found = self._sums(rows) if static <= SUMS else self._static(rows, "arena" in asked)
         if {"macs", "flops"} & set(asked) and (found[MACS] < 0).any():
             raise SourceError(f"multiply-adds of {', '.join(sorted(self._unknown))} are not known, and so not those of {self.space.name}")
         values: dict[str, Any] = {
@@ -221,7 +222,8 @@ class Oracle:
         if len(factors.rows):
             self._fill(tables, self._pricing if own else self._part_pricing, factors.rows)
         index = tables.index(factors.rows)
-        if metric == "arena" and own:
+        laid_out = metric == "arena" and own and (self._cut or not self.composed)
+        if laid_out:
             self._place(tables, factors.rows[(tables.table[index, SOLVED] >= 0).all(axis=1)], self._cut)
         column = tables.table[index].transpose(2, 0, 1)
         sums = {"params": PARAMS, "macs": MACS, "flops": MACS, "weight_bytes": WEIGHTS, "flash": WEIGHTS}
@@ -230,7 +232,7 @@ class Oracle:
         elif metric == "peak" and self._adds_weights:
             found = least_of_sum(factors.of(column[BOUND]), factors.of(column[WEIGHTS]), n)
         else:
-            value, bound = (ARENA, ARENA_BOUND) if metric == "arena" and own else (PEAK, BOUND)
+            value, bound = (ARENA, ARENA_BOUND) if laid_out else (PEAK, BOUND)
             found = minimise(factors.of(column[value]), n, np.maximum)
             lower = minimise(factors.of(column[bound]), n, np.maximum)
             found = (lower[0], found[1]) if lower and found else None

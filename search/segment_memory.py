@@ -79,11 +79,13 @@ class SegmentMemory:
         return self._connection
 
     @classmethod
-    def of(cls, space: Space, accounting: str, weights: str, folder: Any = None) -> SegmentMemory | None:
-        """The memory for `space` in `folder` (None: the user's cache folder); None for a space that is not Neaptide's own."""
+    def of(cls, space: Space, settings: Sequence[Any], folder: Any = None) -> SegmentMemory | None:
+        """The memory for `space` priced with `settings`, in `folder` (None: the user's cache folder); None for a space that is not
+        Neaptide's own.
+        """
         if not type(space).__module__.startswith(f"{__package__}.spaces."):
             return None
-        text = json.dumps([planner_version(), space.describe(), accounting, weights], sort_keys=True)
+        text = json.dumps([planner_version(), space.describe(), *settings], sort_keys=True)
         digest = blake2b(text.encode(), digest_size=12).hexdigest()
         return cls((default_cache_dir() if folder is None else Path(folder)) / FILE, digest)
 
@@ -91,15 +93,8 @@ class SegmentMemory:
         """Of each slot of each table all that is known: table, slot, genes, planning keys, and peak, bound, parameters, multiply-adds and
         weight bytes, int64 (n, 5).
         """
-        db = self._db
-        if db is None:
-            return
         query = "SELECT kind, slot, genes, key, peak, bound, params, macs, weights FROM segments WHERE space = ? ORDER BY kind, slot"
-        try:
-            found = db.execute(query, (self.space,)).fetchall()
-        except sqlite3.Error as error:
-            self._give_up(error)
-            return
+        found = self._read(query, (self.space,))
         for (kind, slot), rows in groupby(found, key=itemgetter(0, 1)):
             columns = list(zip(*rows, strict=True))
             yield kind, slot, list(columns[2]), list(columns[3]), np.array(columns[4:], np.int64).T
@@ -114,11 +109,8 @@ class SegmentMemory:
 
     def arenas(self) -> dict[tuple[bytes, bool], tuple[int, int]]:
         """Arenas and what bounds them, by planning key and whether they are flush with what enters and leaves."""
-        db = self._db
-        if db is None:
-            return {}
-        query = "SELECT key, ends, arena, bound FROM arenas WHERE version = ?"
-        return {(key, bool(ends)): (arena, bound) for key, ends, arena, bound in db.execute(query, (planner_version(),))}
+        found = self._read("SELECT key, ends, arena, bound FROM arenas WHERE version = ?", (planner_version(),))
+        return {(key, bool(ends)): (arena, bound) for key, ends, arena, bound in found}
 
     def put_arenas(self, arenas: Sequence[tuple[bytes, bool, tuple[int, int]]]) -> None:
         """Keep what `arenas` will give."""
@@ -127,9 +119,8 @@ class SegmentMemory:
 
     def operators(self, key: bytes) -> dict[str, int] | None:
         """How often each fused operator occurs in the program with key `key`, where that is known."""
-        db = self._db
-        found = db.execute("SELECT operators FROM fused WHERE version = ? AND key = ?", (_fuser(), key)).fetchone() if db else None
-        return None if found is None else json.loads(found[0])
+        found = self._read("SELECT operators FROM fused WHERE version = ? AND key = ?", (_fuser(), key))
+        return json.loads(found[0][0]) if found else None
 
     def put_operators(self, key: bytes, operators: Mapping[str, int]) -> None:
         """Keep what `operators` will give."""
@@ -150,6 +141,16 @@ class SegmentMemory:
                 ("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows),
             ]
         )
+
+    def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
+        db = self._db
+        if db is None:
+            return []
+        try:
+            return db.execute(query, values).fetchall()
+        except sqlite3.Error as error:
+            self._give_up(error)
+            return []
 
     def _write(self, statements: Sequence[tuple[str, Sequence[tuple[Any, ...]]]]) -> None:
         db = self._db

@@ -44,7 +44,8 @@ class Architecture:
 @dataclass(frozen=True, slots=True)
 class Slot:
     """A stretch of a space's networks between two cuts. `scope`: the module path of its nodes; several, joined by "|", stand in a row.
-    `genes`: the genes its nodes depend on (and nothing else does); with equal values there, two architectures have equal nodes in it.
+    `genes`: the genes its nodes depend on (and nothing else does); with equal values there, two architectures have equal nodes in it,
+    which hand on the same result.
     """
 
     scope: str
