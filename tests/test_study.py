@@ -565,7 +565,9 @@ def test_every_space_gives_python_that_stands_alone(name):
 
 @pytest.fixture
 def run(capsys, tmp_path, monkeypatch):
+    """`neaptide search` in an empty folder: (exit code, standard output, standard error). Exporting ONNX is tested above, and slow."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("neaptide.search.outputs._onnx", lambda *_: b"")
 
     def call(*words: str) -> tuple[int, str, str]:
         capsys.readouterr()
