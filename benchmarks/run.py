@@ -120,7 +120,8 @@ def _write(path: Path, results: list[dict[str, Any]], quick: bool) -> None:
         lines += ["", f"## {r['title']}", ""]
         if r.get("command"):
             threads = r["environment"]["threads"]
-            lines += [f"`{r['command']}`: {r['seconds']} s, threads: {threads}.", ""]
+            took = f"{r['seconds']} s, " if r.get("seconds") else ""
+            lines += [f"`{r['command']}`: {took}threads: {threads}.", ""]
         lines += [f"{note}\n" for note in r.get("notes", [])]
         if r["rows"]:
             lines += [_row(r["columns"]), _row(["---"] * len(r["columns"])), *map(_row, r["rows"])]

@@ -134,7 +134,7 @@ class _Search:
         """Let the engine do what comes first: train a supernet, or take it from the folder. Its evaluator may need that."""
         if hasattr(self._setup.engine, "prepare"):
             self._progress("preparing the engine", 0, 0)
-            self._setup.engine.prepare()
+            self._setup.engine.prepare(self._progress)
 
     def run(self, farm: Farm) -> None:
         """Ask, evaluate and tell until the engine or the budget ends. A budget of seconds counts what earlier runs took to evaluate."""
