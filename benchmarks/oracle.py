@@ -158,8 +158,8 @@ def of_nasbench201(*, few: bool) -> np.ndarray:
 
 
 def of_darts(*, few: bool) -> np.ndarray:
-    """Every pair of 100 normal and 100 reduction cells; with `few`, of 4 and 4."""
-    cells = load_space("darts").sample_rows(np.random.default_rng(8), 4 if few else 100)
+    """Every pair of 25 normal and 25 reduction cells, in turn; with `few`, of 4 and 4."""
+    cells = load_space("darts").sample_rows(np.random.default_rng(8), 4 if few else 25)
     half = cells.shape[1] // 2
     pairs = np.array([np.concatenate([a[:half], b[half:]]) for a in cells for b in cells])
     return pairs[np.arange(BATCH) % len(pairs)]
