@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .constraints import Constraint, Constraints
+    from .costs import Costs
     from .data import ImageData, TabularData, load_data
     from .engine import Context, Engine, Objective, Outcome, Proposal
     from .engines import list_engines, load_engine
@@ -32,6 +33,7 @@ __all__ = [
     "Constraint",
     "Constraints",
     "Context",
+    "Costs",
     "Engine",
     "ImageData",
     "Objective",
@@ -54,6 +56,7 @@ __all__ = [
 
 _HOMES = {
     ".constraints": ("Constraint", "Constraints"),
+    ".costs": ("Costs",),
     ".data": ("ImageData", "TabularData", "load_data"),
     ".engine": ("Context", "Engine", "Objective", "Outcome", "Proposal"),
     ".engines": ("list_engines", "load_engine"),
