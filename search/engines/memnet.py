@@ -43,7 +43,7 @@ PRESETS = {
         "accuracy_weight": 0.9, "memory_weight": 0.1, "inherit": True, "distinct": True,
     },
     "small": {
-        "candidates": 6, "rounds": 6, "augment_epochs": 3, "trim_epochs": 1, "controller_from": 1, "controller_steps": 250, "members": 2,
+        "candidates": 8, "rounds": 6, "augment_epochs": 3, "trim_epochs": 2, "controller_from": 1, "controller_steps": 250, "members": 2,
         "accuracy_weight": 0.9, "memory_weight": 0.1, "inherit": True, "distinct": True,
     },
     "paper": {
