@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ..compiler.errors import FormatError, SourceError
+from ..compiler.errors import FormatError, MissingExtraError, SourceError
 from .features import Features
 from .weights import load_weights, save_weights
 
@@ -95,8 +95,15 @@ def fit_accuracy(
 
 
 def fit_model(model: str, features: Features, accuracy: np.ndarray, *, seed: int = 0) -> dict[str, np.ndarray]:
-    """The arrays of one model, without cross-validation."""
-    return _FIT[model](features, np.asarray(accuracy, float), seed)
+    """The arrays of one model, without cross-validation. On one thread: matrices are small, and BLAS threads that find every core busy
+    wait for each other a hundred times as long as they compute.
+    """
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError as error:
+        raise MissingExtraError("threadpoolctl", "search", "fitting accuracy predictors") from error
+    with threadpool_limits(1):
+        return _FIT[model](features, np.asarray(accuracy, float), seed)
 
 
 def predict_model(model: str, arrays: Mapping[str, np.ndarray], features: Features) -> np.ndarray:
