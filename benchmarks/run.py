@@ -76,7 +76,7 @@ def main() -> int:
 
 def _stored(name: str) -> dict[str, Any] | None:
     path = STORE / f"{name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
+    return {**json.loads(path.read_text()), "title": BENCHMARKS[name]} if path.exists() else None
 
 
 def _run(name: str, quick: bool) -> None:
@@ -92,7 +92,7 @@ def _run(name: str, quick: bool) -> None:
         result = json.loads(fresh.read_text())
     else:
         result = {"name": name, "figures": [], "columns": [], "rows": [], "notes": [f"ended with exit code {code} and no result"]}
-    result |= {"title": BENCHMARKS[name], "seconds": round(time.perf_counter() - started, 1), "date": datetime.date.today().isoformat()}
+    result |= {"seconds": round(time.perf_counter() - started, 1), "date": datetime.date.today().isoformat()}
     fresh.write_text(json.dumps(result, indent=1))
     fresh.replace(path)
 
