@@ -13,18 +13,16 @@ import argparse
 import os
 import sys
 import time
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 import torch
 
-from benchmarks.figures import Figure, finish
+from benchmarks.figures import Figure, finish, shared_folder
 from benchmarks.moofa_data import SETS, Published, published
 from neaptide.search.accuracy_predictor import Agreement, agreement, fit_accuracy, fit_model, predict_model
 
-SHARED = Path(os.environ.get("NEAPTIDE_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
 SEEDS = 5
 FEW = 200
 REACH = {"MOOFA": (0.950, 0.33, 0.91), "OFA": (0.902, 0.325, 0.87)}  # tau and RMSE with 80 %, tau with 200 samples
@@ -65,7 +63,7 @@ def main() -> int:
     seeds = range(2 if options.quick else SEEDS)
     rows, figures = [], []
     for name in SETS:
-        data = published(SHARED / "data", name)
+        data = published(shared_folder() / "data", name)
         for samples in (None, FEW):
             ours = [chosen(data, samples, seed) for seed in seeds]
             tau, rmse = (float(np.mean([getattr(a[0], key) for a in ours])) for key in ("tau", "rmse"))

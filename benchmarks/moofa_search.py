@@ -13,20 +13,18 @@ import argparse
 import os
 import sys
 import time
-from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from benchmarks.figures import Figure, finish
+from benchmarks.figures import Figure, finish, shared_folder
 from benchmarks.moofa_data import published
 from neaptide.search.accuracy_predictor import fit_accuracy
 from neaptide.search.features import features
 from neaptide.search.oracle import Oracle
 from neaptide.search.surrogate_evolution import EvolutionSettings, evolve
 
-SHARED = Path(os.environ.get("NEAPTIDE_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
 TABLE_1 = {325_000: 72.13, 350_000: 72.25, 400_000: 73.34, 800_000: 76.58}
 SECONDS = 60.0
 
@@ -37,7 +35,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="PATH")
     options = parser.parse_args()
     started = time.perf_counter()
-    data = published(SHARED / "data", "MOOFA")
+    data = published(shared_folder() / "data", "MOOFA")
     space, oracle = data.space, Oracle(data.space, accounting="moofa-published", memory=False)
     assert np.array_equal(oracle.cost(space.rows(data.settings), metrics=("peak",))["peak"], 4 * data.peak), "published peaks"
     predictor = fit_accuracy(data.features, data.accuracy)

@@ -24,7 +24,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import torch
 
-from benchmarks.figures import Figure, finish
+from benchmarks.figures import Figure, finish, shared_folder
 from neaptide.passes.schedule import schedule
 from neaptide.search.data import ImageData, load_data
 from neaptide.search.engines.moofa import small_images
@@ -36,7 +36,6 @@ from neaptide.search.supernets.phases import SCHEDULES
 from neaptide.search.supernets.shrinking import side_of
 from neaptide.search.training import TrainSettings, evaluate, train
 
-SHARED = Path(os.environ.get("NEAPTIDE_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
 SPACE = {**small_images(28), "classes": 10}
 LIMITS = (15_000, 21_000, 28_000)  # bytes
 POINTS = 2.0
@@ -58,7 +57,7 @@ def main() -> int:
 def report(folder: Path, preset: str, started: float, json_path: str | None) -> int:
     space = load_space("moofa", **SPACE)
     assert isinstance(space, OFAMobileNetV3)
-    data = load_data(SHARED / "data" / "fashion_mnist.npz", val=2_000, limit=12_000)
+    data = load_data(shared_folder() / "data" / "fashion_mnist.npz", val=2_000, limit=12_000)
     assert isinstance(data, ImageData)
     data = in_colour(data)
     rows, figures, least_gap, over = [], [], np.inf, []

@@ -8,18 +8,15 @@ multiply-adds of its convolutions and its classifier.
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.figures import Figure, finish
+from benchmarks.figures import Figure, finish, shared_folder
 from neaptide.compiler.count import count
 from neaptide.search.spaces.nasbench201 import NASBench201
 
-SHARED = Path(os.environ.get("NEAPTIDE_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
 DATA_SETS = {"cifar10": (10, 32), "cifar100": (100, 32), "imagenet16": (120, 16)}
 REACH_SECONDS = 10.0
 
@@ -30,7 +27,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="PATH")
     options = parser.parse_args()
     step = 25 if options.quick else 1
-    with np.load(SHARED / "data" / "nasbench201.npz") as table:
+    with np.load(shared_folder() / "data" / "nasbench201.npz") as table:
         columns = {key: table[key][::step] for key in table.files if key not in ("op_names", "edge_names")}
     rows, figures = [], []
     for name, (classes, resolution) in DATA_SETS.items():

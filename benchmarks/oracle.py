@@ -15,14 +15,13 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from benchmarks.figures import Figure, finish
+from benchmarks.figures import Figure, finish, shared_folder
 from neaptide.compiler.count import count
 from neaptide.compiler.graph import Graph
 from neaptide.passes.allocate import allocate
@@ -32,7 +31,6 @@ from neaptide.search.oracle import Oracle
 from neaptide.search.space import Architecture, Space
 from neaptide.search.spaces import list_spaces, load_space
 
-SHARED = Path(os.environ.get("NEAPTIDE_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
 BATCH = 10_000
 FROM_ROWS, FROM_OBJECTS, FROM_GRAPHS = 1_000_000, 100_000, 10_000
 PUBLISHED = {"ofa_mbv3": "mit_ofa", "moofa": "moofa", "compofa": "compofa"}
@@ -210,7 +208,7 @@ def published_peaks(spaces: list[str]) -> list[Figure]:
     """Peak elements of every configuration in `ofa_accuracy.npz`, and the peaks that the tables print."""
     from neaptide.search.spaces.ofa import Settings
 
-    path = SHARED / "data" / "ofa_accuracy.npz"
+    path = shared_folder() / "data" / "ofa_accuracy.npz"
     if not path.exists():
         print(f"{path} is missing: published peaks are left out", file=sys.stderr)
         return []

@@ -9,20 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from decimal import Decimal
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.figures import Figure, finish
+from benchmarks.figures import Figure, finish, shared_folder
 from neaptide import trace
 from neaptide.compiler.count import count
 from neaptide.search.published import from_published, published_chain, published_counts
 
-SHARED = Path(os.environ.get("NEAPTIDE_SHARED") or Path(__file__).resolve().parent.parent.parent / "shared")
 EXPLAINED = {
     "FBNetV2_F0": "a comment in the model definition, without the classifier's 1,280,000 MACs; cut, not rounded",
     "ofa-lg-8": "its own table counts 73.47 M at its 144 pixels; the publisher's list has 74, where the other 33 are rounded to nearest",
@@ -37,7 +34,7 @@ def main() -> int:
     parser.add_argument("--json", metavar="PATH")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    models = json.loads((SHARED / "data" / "published_models.json").read_text())["models"]
+    models = json.loads((shared_folder() / "data" / "published_models.json").read_text())["models"]
     rows = [row for row in models if row.get("arch")]
     counted = [_count(row) for row in rows]
     traced = [_is_its_trace(row) for row in rows[:: 8 if options.quick else 1]]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import sqlite3
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,8 +17,9 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..compiler.errors import FormatError, MissingExtraError, NeaptideError, SourceError
+from ..compiler.errors import FormatError, NeaptideError, SourceError
 from .engine import Objective, Outcome, Proposal
+from .optuna_session import import_optuna, quiet
 from .space import Architecture
 
 if TYPE_CHECKING:
@@ -72,9 +72,9 @@ class Study:
         `description`: JSON values that a continued study must have been made with. Raises `SourceError` when a study of that name is
         there and `resume` was not asked for, or when it is of another search, naming what differs.
         """
-        optuna = _optuna()
+        optuna = import_optuna()
         storage = _storage(url)
-        with _quiet(), _storage_errors(url):
+        with quiet(), _storage_errors(url):
             if name not in optuna.get_all_study_names(storage):
                 directions = ["maximize" if o.maximize else "minimize" for o in objectives]
                 optuna.create_study(study_name=name, storage=storage, directions=directions)
@@ -98,7 +98,7 @@ class Study:
     def start(self, index: int, proposal: Proposal, costs: Mapping[str, float]) -> None:
         """Write that `proposal` is being evaluated; `costs`: what is known of it already."""
         with _storage_errors(self.url):
-            trial = self._trial(index, proposal, costs, _optuna().trial.TrialState.RUNNING)
+            trial = self._trial(index, proposal, costs, import_optuna().trial.TrialState.RUNNING)
             self._running[index] = self._storage.create_new_trial(self._id, template_trial=trial)
 
     def finish(self, index: int, outcome: Outcome, seconds: float) -> Trial:
@@ -152,7 +152,7 @@ class Study:
 
     def _trial(self, index: int, proposal: Proposal, values: Mapping[str, Any], state: Any, told: list[float] | None = None) -> Any:
         """A trial in Optuna's form."""
-        optuna = _optuna()
+        optuna = import_optuna()
         names = [f"g{i:03}" for i in range(len(proposal.arch.genes))]
         choices = [optuna.distributions.IntDistribution(0, int(c) - 1) for c in self._space.cardinalities]
         facts: dict[str, Any] = {
@@ -175,7 +175,7 @@ class Study:
 
     def _state(self, outcome: Outcome) -> tuple[Any, list[float] | None]:
         """COMPLETE with the objectives' values; PRUNED for what broke a limit before they were known."""
-        states = _optuna().trial.TrialState
+        states = import_optuna().trial.TrialState
         if all(o.metric in outcome.values for o in self._objectives):
             return states.COMPLETE, [float(outcome.values[o.metric]) for o in self._objectives]
         return states.PRUNED, None
@@ -183,11 +183,11 @@ class Study:
     def _fail(self, trial: int) -> None:
         with _storage_errors(self.url):
             self._storage.set_trial_user_attr(trial, "stale", True)
-            self._storage.set_trial_state_values(trial, _optuna().trial.TrialState.FAIL)
+            self._storage.set_trial_state_values(trial, import_optuna().trial.TrialState.FAIL)
 
     def _take_up(self) -> None:
         """Take finished trials over, and mark as failed what a process that died left running."""
-        states = _optuna().trial.TrialState
+        states = import_optuna().trial.TrialState
         for trial in self._storage.get_all_trials(self._id, deepcopy=False):
             facts = trial.user_attrs
             if trial.state == states.RUNNING:
@@ -203,11 +203,11 @@ class Study:
 
 def stored_description(url: str, name: str) -> dict[str, Any] | None:
     """What the study called `name` was made with, or None where there is no such study."""
-    optuna = _optuna()
+    optuna = import_optuna()
     if (file := _sqlite_file(url)) is not None and not file.exists():
         return None
     storage = _storage(url)
-    with _quiet(), _storage_errors(url):
+    with quiet(), _storage_errors(url):
         if name not in optuna.get_all_study_names(storage):
             return None
         return optuna.load_study(study_name=name, storage=storage).user_attrs.get(KEY)
@@ -242,7 +242,7 @@ def only_one(folder: Path) -> Iterator[None]:
 
 def _storage(url: str) -> Any:
     """An Optuna storage. SQLite files keep a write-ahead log, so that a dashboard reads while the search writes."""
-    optuna = _optuna()
+    optuna = import_optuna()
     file = _sqlite_file(url)
     if file is None:
         try:
@@ -257,7 +257,7 @@ def _storage(url: str) -> Any:
         db.execute("PRAGMA synchronous=NORMAL")
         return db
 
-    with _quiet(), _storage_errors(url):
+    with quiet(), _storage_errors(url):
         return optuna.storages.RDBStorage(url, engine_kwargs={"creator": connect})
 
 
@@ -266,30 +266,9 @@ def _sqlite_file(url: str) -> Path | None:
     return Path(url[len(prefix) :]) if url.startswith(prefix) else None
 
 
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingExtraError("optuna", "search", "a search") from error
-    return optuna
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    optuna = _optuna()
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)
-
-
 @contextmanager
 def _storage_errors(url: str) -> Iterator[None]:
-    optuna = _optuna()
+    optuna = import_optuna()
     import sqlalchemy.exc
 
     try:

@@ -6,17 +6,15 @@ break a limit the oracle can check, and such as were told before, never leave th
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ...compiler.errors import MissingExtraError
 from ..engine import Context, Outcome, Proposal
 from ..feasible import FeasibleSampler
 from ..objectives import losses
+from ..optuna_session import import_optuna, quiet
 from ..space import Architecture
 from . import engine_settings
 
@@ -38,7 +36,7 @@ class NSGA2:
     endless = True
 
     def __init__(self, context: Context):
-        optuna = _optuna()
+        optuna = import_optuna("engine nsga2")
         settings = engine_settings(self.name, context, PRESETS)
         self._context, self._batch = context, settings["batch"]
         self._rng = np.random.default_rng(context.seed)
@@ -46,7 +44,7 @@ class NSGA2:
         self._told: dict[Architecture, tuple[tuple[float, ...], float]] = {}
         self._asked: list[optuna.Trial] = []
         self._genes = {f"g{i}": optuna.distributions.IntDistribution(0, c - 1) for i, c in enumerate(context.space.cardinalities)}
-        with _quiet():
+        with quiet():
             self._study = optuna.create_study(
                 directions=["minimize"] * len(context.objectives),
                 sampler=optuna.samplers.NSGAIISampler(
@@ -64,7 +62,7 @@ class NSGA2:
             if arch in self._told:
                 self._tell(trial, *self._told[arch])
             elif arch in proposals:
-                self._study.tell(trial, state=_optuna().trial.TrialState.FAIL)
+                self._study.tell(trial, state=import_optuna("engine nsga2").trial.TrialState.FAIL)
             elif violation := self._violation(arch):
                 self._tell(trial, None, violation)
             else:
@@ -86,7 +84,7 @@ class NSGA2:
         self._asked = []
 
     def _suggested(self) -> tuple[optuna.Trial, Architecture]:
-        with _quiet():
+        with quiet():
             trial = self._study.ask(self._genes)
         return trial, self._context.space.architecture([trial.params[name] for name in self._genes])
 
@@ -96,28 +94,5 @@ class NSGA2:
     def _tell(self, trial: optuna.Trial, loss: tuple[float, ...] | None, violation: float) -> None:
         """`loss` None or (): not known, which does not matter among trials that break a limit."""
         trial.set_user_attr("violation", [violation])
-        with _quiet():
+        with quiet():
             self._study.tell(trial, list(loss or [0.0] * len(self._context.objectives)))
-
-
-def _optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise MissingExtraError("optuna", "search", "engine nsga2") from error
-    return optuna
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without Optuna's news of studies and trials, and its warnings of how constraints are given."""
-    optuna = _optuna()
-    level = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            for kind in (optuna.exceptions.ExperimentalWarning, FutureWarning):  # constraints_func: new in Optuna 4, deprecated in 5
-                warnings.simplefilter("ignore", kind)
-            yield
-    finally:
-        optuna.logging.set_verbosity(level)
