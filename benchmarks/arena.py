@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -22,9 +20,8 @@ from neaptide.passes.load import max_load
 from neaptide.passes.offsets import compile_kernels
 from neaptide.passes.schedule import schedule
 
-from .figures import Figure, finish
+from .figures import Figure, finish, shared_folder
 
-ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("instance", "blocks", "bound, B", "arena, B", "arena / bound", "by size", "seconds", "found by", "published peer")
 ALIGNMENT = 64
 CAPACITY = 1_048_576
@@ -37,7 +34,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="every fourth public graph")
     parser.add_argument("--json", metavar="PATH")
     options = parser.parse_args()
-    bench = Path(os.environ.get("NEAPTIDE_SHARED") or ROOT.parent / "shared") / "bench"
+    bench = shared_folder() / "bench"
     started = time.perf_counter()
     compile_kernels()
     compiling = time.perf_counter() - started

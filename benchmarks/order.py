@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -21,10 +20,9 @@ from neaptide.passes.liveness import liveness
 from neaptide.passes.problem import ordering_problem
 from neaptide.passes.schedule import Schedule, schedule
 
-from .figures import Figure, finish
+from .figures import Figure, finish, shared_folder
 from .synthetic_graphs import randwire, transformer_training
 
-ROOT = Path(__file__).resolve().parent.parent
 COLUMNS = ("graph", "ops", "optimum, B", "proven", "seconds", "traced", "reverse post-order", "DFS", "Inductor best", "order; bound")
 
 
@@ -33,7 +31,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="every fourth public graph, smaller synthetic ones")
     parser.add_argument("--json", metavar="PATH")
     options = parser.parse_args()
-    folder = Path(os.environ.get("NEAPTIDE_SHARED") or ROOT.parent / "shared") / "bench" / "graphs"
+    folder = shared_folder() / "bench" / "graphs"
     optimum = json.loads((folder / "optimum.json").read_text())
     paths = sorted(p for p in folder.glob("*.json") if p.stem != "optimum")[:: 4 if options.quick else 1]
 

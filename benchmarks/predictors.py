@@ -20,7 +20,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np
 
-from benchmarks.figures import Figure, finish
+from benchmarks.figures import Figure, finish, shared_folder
 from neaptide.targets.predictors import Columns, fit
 from neaptide.targets.predictors.fit import Accuracy, accuracy_of
 
@@ -128,8 +128,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=3, help="splits that each figure is the mean of (other devices: one)")
     parser.add_argument("--json", metavar="PATH")
     arguments = parser.parse_args()
-    root = Path(__file__).resolve().parent.parent
-    folder = Path(os.environ.get("NEAPTIDE_SHARED") or root.parent / "shared") / "data"
+    folder = shared_folder() / "data"
     if not folder.is_dir():
         print(f"benchmark inputs are not at {folder}; set NEAPTIDE_SHARED to the folder that holds data/", file=sys.stderr)
         return 1
