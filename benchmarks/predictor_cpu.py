@@ -24,11 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 
 from benchmarks.figures import Figure, finish
-from benchmarks.predictor_mcu import EXPANSIONS, KERNELS, Block, learned, module, name_of
+from benchmarks.predictor_mcu import EXPANSIONS, KERNELS, Block, learned, module, name_of, predicted_both_ways
 from neaptide.targets.database import CostDatabase, NetworkRow
-from neaptide.targets.predictors import OperatorPredictor
 from neaptide.targets.predictors.fit import accuracy_of
-from neaptide.targets.remember import features
 from neaptide.targets.spec import load_target
 
 SIDE = 112
@@ -94,10 +92,8 @@ def main() -> int:
     took = time.perf_counter() - started
     unseen = [rows[name] for name in names[n_training:]]
     measured = np.array([row.value for row in unseen])
-    models_only = OperatorPredictor({}, predictor.models, predictor.target, predictor.toolchain, predictor.unit)
     lines, results = [], {}
-    for label, how in (("table, models for the rest", predictor), ("models alone", models_only)):
-        predicted = np.array([how.network([(s, features(s), n) for s, n in row.operators.items()])[0] for row in unseen])
+    for label, predicted in predicted_both_ways(predictor, unseen).items():
         results[label] = accuracy = accuracy_of(predicted, measured)
         bias = float(np.mean(predicted / measured) - 1)
         lines.append((label, len(unseen), f"{accuracy.error:.2%}", f"{accuracy.error_90:.2%}", f"{accuracy.spearman:.4f}", f"{bias:+.2%}"))

@@ -16,7 +16,7 @@ import random
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -140,9 +140,7 @@ def main() -> int:
         unseen = [rows[name] for name in names[n_training:]]
         measured = np.array([row.value for row in unseen])
         lines, results = [], {}
-        models_only = OperatorPredictor({}, predictor.models, predictor.target, predictor.toolchain, predictor.unit)
-        for label, how in (("table, models for the rest", predictor), ("models alone", models_only)):
-            predicted = np.array([how.network([(s, features(s), n) for s, n in row.operators.items()])[0] for row in unseen])
+        for label, predicted in predicted_both_ways(predictor, unseen).items():
             results[label] = accuracy = accuracy_of(predicted, measured)
             lines.append((label, len(unseen), f"{accuracy.error:.2%}", f"{accuracy.error_90:.2%}", f"{accuracy.spearman:.4f}"))
         new = {s for row in unseen for s in row.operators} - set(predictor.table)
@@ -164,6 +162,15 @@ def main() -> int:
         ),
         json_path=arguments.json,
     )
+
+
+def predicted_both_ways(predictor: OperatorPredictor, networks: Sequence[NetworkRow]) -> dict[str, np.ndarray]:
+    """What `predictor` says of each network, with its table of measured operators and from its models alone."""
+    models_only = OperatorPredictor({}, predictor.models, predictor.target, predictor.toolchain, predictor.unit)
+    return {
+        label: np.array([how.network([(s, features(s), n) for s, n in row.operators.items()])[0] for row in networks])
+        for label, how in (("table, models for the rest", predictor), ("models alone", models_only))
+    }
 
 
 if __name__ == "__main__":
