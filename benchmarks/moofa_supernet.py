@@ -1,27 +1,30 @@
-"""MOOFA's supernet on Fashion-MNIST, preset `small`: are networks taken out of it as good as the same networks trained alone?
+"""MOOFA's supernet on small images, preset `small`: are networks taken out of it as good as the same networks trained alone?
 
 A small elastic space is shrunk progressively, engine `moofa` searches it under three limits of the true peak, and what it chooses for
-each is taken out of the supernet, and also trained alone from scratch, as the teacher was. Both are judged on the test part, which
-nothing else looks at.
+each is taken out of the supernet, and also trained alone from scratch, as the teacher was. Choices are made by the validation part; both
+networks are judged on the test part, which nothing else looks at. A seed draws everything: what is carved off for validation, which
+12,000 images are trained on, weights, batches and subnets. A run is one data set and one seed.
 
-    python -m benchmarks.moofa_supernet                    12,000 training images
-    python -m benchmarks.moofa_supernet --quick            the smoke schedule: shows that it runs, reaches nothing
-    python -m benchmarks.moofa_supernet --resume FOLDER    keep checkpoints there, and take up from them
+    python -m benchmarks.moofa_supernet                               Fashion-MNIST, seeds 0, 1 and 2
+    python -m benchmarks.moofa_supernet --data cifar10 --seed 0       files of the shared data; CIFAR-10 as JPEG, which is lossy
+    python -m benchmarks.moofa_supernet --quick                       the smoke schedule: shows that it runs, reaches nothing
+    python -m benchmarks.moofa_supernet --resume FOLDER               keep checkpoints and finished runs there, and take up from them
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import numpy as np
 import torch
 
 from benchmarks.figures import Figure, finish, shared_folder
@@ -36,68 +39,124 @@ from neaptide.search.supernets.phases import SCHEDULES
 from neaptide.search.supernets.shrinking import side_of
 from neaptide.search.training import TrainSettings, evaluate, train
 
-SPACE = {**small_images(28), "classes": 10}
-LIMITS = (15_000, 21_000, 28_000)  # bytes
 POINTS = 2.0
+COLUMNS = (
+    "data, seed", "limit B", "peak B", "M MACs", "params", "subnet %", "alone %", "points", "alone CPU s", "tried", "network",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set of the shared data. `side`: of its images; `limits`: of the peak, in bytes; `seeds`: those it is run with."""
+
+    title: str
+    file: str
+    side: int
+    limits: tuple[int, ...]
+    seeds: tuple[int, ...]
+
+
+SOURCES = {
+    "fashion_mnist": Source("Fashion-MNIST", "fashion_mnist.npz", 28, (15_000, 21_000, 28_000), (0, 1, 2)),
+    "cifar10": Source("CIFAR-10 (JPEG)", "cifar10_jpeg.npz", 32, (20_000, 28_000, 38_000), (0,)),
+}
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description="Subnets of a supernet against the same networks trained alone.")
-    parser.add_argument("--quick", action="store_true", help="the smoke schedule")
-    parser.add_argument("--resume", metavar="FOLDER", help="keep checkpoints there, and take up from them")
+    parser.add_argument("--data", nargs="+", choices=list(SOURCES), default=["fashion_mnist"])
+    parser.add_argument("--seed", nargs="+", type=int, metavar="N", help="default: those the data set is run with")
+    parser.add_argument("--quick", action="store_true", help="the smoke schedule, on the first seed")
+    parser.add_argument("--resume", metavar="FOLDER", help="keep checkpoints and finished runs there, and take up from them")
     parser.add_argument("--json", metavar="PATH")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    started = time.process_time()
+    preset = "smoke" if options.quick else "small"
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(options.resume or scratch)
-        return report(folder, "smoke" if options.quick else "small", started, options.json)
+        runs: dict[str, list[dict[str, Any]]] = {name: [] for name in options.data}
+        for name in runs:
+            seeds = options.seed or SOURCES[name].seeds
+            for seed in seeds[:1] if options.quick else seeds:
+                runs[name].append(finished_run(name, seed, preset, folder / preset / f"{name}-{seed}"))
+        return report(runs, preset, options.json)
 
 
-def report(folder: Path, preset: str, started: float, json_path: str | None) -> int:
-    space = load_space("moofa", **SPACE)
-    assert isinstance(space, OFAMobileNetV3)
-    data = load_data(shared_folder() / "data" / "fashion_mnist.npz", val=2_000, limit=12_000)
-    assert isinstance(data, ImageData)
-    data = in_colour(data)
-    rows, figures, least_gap, over = [], [], np.inf, []
-    for limit in LIMITS:
-        found = chosen(space, data, folder, preset, limit)
-        assert found.best is not None and found.test_accuracy is not None
-        planned = schedule(space.graph(found.best.arch)).peak
-        over += [t.text for t in found.trials if t.values["peak"] > limit] + ([found.best.text] if planned > limit else [])
-        alone, seconds = trained_alone(space, data, folder, preset, found.best)
-        gap = found.test_accuracy - alone
-        least_gap = min(least_gap, gap)
-        rows.append(
-            [
-                f"{limit:,}", f"{planned:,}", f"{found.best.values['macs'] / 1e6:.2f}", f"{found.best.values['params']:,.0f}",
-                f"{found.test_accuracy:.2f}", f"{alone:.2f}", f"{gap:+.2f}", f"{seconds:.0f}", len(found.trials), found.best.text,
-            ]
+def report(runs: dict[str, list[dict[str, Any]]], preset: str, json_path: str | None) -> int:
+    """Figures over the seeds of each data set, and a row for each network."""
+    figures, tried, over = [], 0, []
+    for name, each in runs.items():
+        gaps = [row["subnet"] - row["alone"] for run in each for row in run["rows"]]
+        seeds = ", ".join(str(run["seed"]) for run in each)
+        figures.append(
+            Figure(
+                f"subnets taken out of a supernet against the same {len(gaps)} networks trained alone, {SOURCES[name].title} test part, "
+                f"seed{'s' * (len(each) > 1)} {seeds}",
+                f"at most {POINTS:.0f} points lower", f"least difference {min(gaps):+.2f} points", min(gaps) >= -POINTS,
+            )
         )  # fmt: skip
-    trials = sum(int(r[8]) for r in rows)
-    figures = [
-        Figure(
-            f"subnets taken out of a supernet against the same {len(LIMITS)} networks trained alone, Fashion-MNIST test part",
-            f"at most {POINTS:.0f} points lower", f"least difference {least_gap:+.2f} points", bool(least_gap >= -POINTS),
-        ),
-        Figure(f"networks over their limit, of {trials} tried and {len(LIMITS)} chosen", "none", str(len(over)), not over),
+        tried += sum(row["tried"] for run in each for row in run["rows"])
+        over += [text for run in each for row in run["rows"] for text in row["over"]]
+    chosen = sum(len(run["rows"]) for each in runs.values() for run in each)
+    figures.append(Figure(f"networks over their limit, of {tried} tried and {chosen} chosen", "none", str(len(over)), not over))
+    rows = [
+        [
+            f"{run['data']}, {run['seed']}", f"{row['limit']:,}", f"{row['peak']:,}", f"{row['macs'] / 1e6:.2f}", f"{row['params']:,.0f}",
+            f"{row['subnet']:.2f}", f"{row['alone']:.2f}", f"{row['subnet'] - row['alone']:+.2f}", f"{row['seconds']:.0f}", row["tried"],
+            row["network"],
+        ]
+        for each in runs.values() for run in each for row in run["rows"]
     ]  # fmt: skip
+    cpu = {f"{run['data']}, {run['seed']}": run["seconds"] for each in runs.values() for run in each}
+    plan = SCHEDULES[preset]
     return finish(
         "MOOFA: supernet against networks trained alone",
         figures,
-        ["limit B", "peak B", "M MACs", "params", "subnet %", "alone %", "points", "alone CPU s", "tried", "network"],
+        COLUMNS,
         rows,
         notes=[
-            f"Preset {preset}, {len(data.train[1]):,} training images, {time.process_time() - started:.0f} s of CPU in this run. The "
-            "supernet is trained once; subnets have batch statistics of their own and no training of their own."
+            f"Preset {preset}, {plan.images or 0:,} training images, 2,000 for validation. CPU seconds of each run: "
+            f"{', '.join(f'{name}: {s:.0f}' for name, s in cpu.items())}.",
+            "A run's supernet is trained once; subnets have batch statistics of their own and no training of their own. A network alone "
+            f"is trained for the teacher's {plan.phases[0].epochs} epochs; the supernet for {sum(p.epochs for p in plan.phases)} in all.",
         ],
         json_path=json_path,
     )
 
 
-def chosen(space: OFAMobileNetV3, data: ImageData, folder: Path, preset: str, limit: int) -> SearchResult:
-    """The search under one limit. All searches share one supernet, which the first of them trains."""
+def finished_run(name: str, seed: int, preset: str, folder: Path) -> dict[str, Any]:
+    """A run's rows and CPU seconds, from the folder if it ended before."""
+    stored = folder / "run.json"
+    if stored.is_file():
+        return json.loads(stored.read_text())
+    started = time.process_time()
+    source = SOURCES[name]
+    space = load_space("moofa", **small_images(source.side), classes=10)
+    assert isinstance(space, OFAMobileNetV3)
+    data = load_data(shared_folder() / "data" / source.file, val=2_000, limit=12_000, seed=seed)
+    assert isinstance(data, ImageData)
+    data = in_colour(data)
+    rows = []
+    for limit in source.limits:
+        found = chosen(space, data, folder, preset, limit, seed)
+        assert found.best is not None and found.test_accuracy is not None
+        planned = schedule(space.graph(found.best.arch)).peak
+        over = [t.text for t in found.trials if t.values["peak"] > limit] + ([found.best.text] if planned > limit else [])
+        alone, seconds = trained_alone(space, data, folder, preset, found.best, seed)
+        rows.append(
+            {
+                "limit": limit, "peak": planned, "macs": found.best.values["macs"], "params": found.best.values["params"],
+                "subnet": found.test_accuracy, "alone": alone, "seconds": seconds, "tried": len(found.trials), "over": over,
+                "network": found.best.text,
+            }
+        )  # fmt: skip
+    run = {"data": source.title, "seed": seed, "seconds": time.process_time() - started, "rows": rows}
+    stored.write_text(json.dumps(run, indent=1))
+    return run
+
+
+def chosen(space: OFAMobileNetV3, data: ImageData, folder: Path, preset: str, limit: int, seed: int) -> SearchResult:
+    """The search under one limit. All searches of a run share one supernet, which the first of them trains."""
     own = folder / f"peak{limit}"
     if not own.exists():
         own.mkdir(parents=True)
@@ -106,12 +165,14 @@ def chosen(space: OFAMobileNetV3, data: ImageData, folder: Path, preset: str, li
     few = {"samples": 40, "finalists": 8} if preset == "small" else {"samples": 10, "finalists": 2}
     return search(
         space, "moofa", objectives="accuracy", constraints=[f"peak<={limit}"], data=data, preset=preset, options=few, workers=1, folder=own,
-        resume=(own / "study.sqlite").exists(),
+        seed=seed, resume=(own / "study.sqlite").exists(),
         progress=lambda stage, done, total: print(f"[{time.process_time():.0f} s] {stage} {done}", file=sys.stderr, flush=True),
     )  # fmt: skip
 
 
-def trained_alone(space: OFAMobileNetV3, data: ImageData, folder: Path, preset: str, candidate: Candidate) -> tuple[float, float]:
+def trained_alone(
+    space: OFAMobileNetV3, data: ImageData, folder: Path, preset: str, candidate: Candidate, seed: int
+) -> tuple[float, float]:  # fmt: skip
     """Test accuracy of the candidate trained from scratch as the teacher was; and seconds of CPU."""
     plan, started, path = SCHEDULES[preset], time.process_time(), folder / f"alone-{candidate.arch.digest}.safetensors"
     settings = TrainSettings(
@@ -121,12 +182,13 @@ def trained_alone(space: OFAMobileNetV3, data: ImageData, folder: Path, preset: 
         resolution=side_of(space, candidate.arch, data), precision="fp32",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         module = space.module(candidate.arch)
     train(
         module,
         data,
         settings,
+        seed=seed,
         checkpoint=path,
         progress=lambda epoch, loss: print(f"alone {epoch}: {loss:.3f}", file=sys.stderr, flush=True),
     )
@@ -134,7 +196,9 @@ def trained_alone(space: OFAMobileNetV3, data: ImageData, folder: Path, preset: 
 
 
 def in_colour(data: ImageData) -> ImageData:
-    """Grey images with three equal channels."""
+    """Grey images with three equal channels; others as they are."""
+    if data.shape[0] == 3:
+        return data
     assert data.test is not None
     train, val, test = ((images.expand(-1, 3, -1, -1), labels) for images, labels in (data.train, data.val, data.test))
     return replace(data, train=train, val=val, test=test, mean=data.mean * 3, std=data.std * 3)
