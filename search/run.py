@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from ..compiler.errors import NeaptideError
+from ..compiler.errors import BudgetError, NeaptideError
 from .engine import Objective, Outcome, Proposal
 from .farm import Farm, open_farm
 from .metrics import METRICS, format_amount
@@ -143,6 +143,8 @@ class _Search:
         while not self._spent():
             proposals = engine.ask()
             if not proposals:
+                if not self._index:
+                    raise BudgetError(self._nothing())
                 return
             room = len(proposals) if self._trials is None else self._trials - self._index
             trials = self._told(proposals[:room], farm)
@@ -186,6 +188,11 @@ class _Search:
             seconds=time.perf_counter() - self._begin,
             versions=MappingProxyType(tool_versions()),
         )
+
+    def _nothing(self) -> str:
+        limits = ", ".join(c.text for c in self._setup.context.constraints) or "nothing"
+        name, space = self._setup.description["engine"], self._setup.space.name
+        return f"engine {name} finds no architecture of {space} to begin with under {limits}; loosen a limit, or take another engine"
 
     def _spent(self) -> bool:
         if self._trials is not None and self._index >= self._trials:

@@ -420,6 +420,13 @@ def test_an_infeasible_proposal_is_told_and_never_evaluated(space, table, tmp_pa
     assert all(c.feasible == (c.values["params"] <= 8000) for c in result.trials) and result.best is not None and result.best.feasible
 
 
+def test_an_engine_that_cannot_even_begin_is_an_error(images, tmp_path):
+    """The least network of the space keeps the limit, by its trims; MemNet begins with none, and has nothing to try."""
+    small = {"width": 4, "max_blocks": 2, "resolution": 8}
+    with pytest.raises(BudgetError, match=r"engine memnet finds no architecture of memnet to begin with under params<=600; loosen"):
+        search("memnet", "memnet", space_options=small, data=images, constraints=["params<=600"], folder=tmp_path, preset="smoke")
+
+
 def test_costs_alone_need_no_data(space, tmp_path):
     result = search(space, "nsga2", objectives="peak,params", folder=tmp_path, preset="smoke", budget=24)
     assert isinstance(result.best, object) and result.test_accuracy is None and CostsAlone().cheap
