@@ -91,7 +91,9 @@ Budget = Annotated[
         help="So many networks, `200`, or so long, `20m`. Default: the preset's, or the engine's own end.",
     ),
 ]
-Seed = Annotated[int, _option("--seed", panel=SEARCH, metavar="N", help="Default: 0. A search with a seed gives the same result again.")]
+Seed = Annotated[
+    int | None, _option("--seed", panel=SEARCH, metavar="N", help="Default: 0. A search with a seed gives the same result again.")
+]
 Workers = Annotated[
     int, _option("--workers", "-w", panel=RUN, metavar="N", least=0, help="Evaluations at once. Default: as many as there are cores.")
 ]
@@ -106,7 +108,8 @@ Storage = Annotated[str, _option("--storage", panel=RUN, metavar="URL", help="An
 StudyName = Annotated[str, _option("--study", panel=RUN, metavar="NAME", help="Its name in the storage. Default: search.")]
 Resume = Annotated[bool, _option("--resume", panel=RUN, help="Continue the study; what is not given is as it was.")]
 Measure = Annotated[
-    int, _option("--measure", panel=OUTPUT, metavar="N", least=0, help="Run so many of the front on the target. Default: 1 with a target.")
+    int | None,
+    _option("--measure", panel=OUTPUT, metavar="N", least=0, help="Run so many of the front on the target. Default: 1 with a target."),
 ]
 Database = Annotated[
     str,
@@ -128,7 +131,7 @@ def search(
     data: Data = "",
     budget: Budget = "",
     preset: Preset = "",
-    seed: Seed | None = None,
+    seed: Seed = None,
     option: Options = [],  # noqa: B006
     train: Training = [],  # noqa: B006
     space_option: SpaceOptions = [],  # noqa: B006
@@ -141,7 +144,7 @@ def search(
     storage: Storage = "",
     study: StudyName = "",
     resume: Resume = False,
-    measure: Measure | None = None,
+    measure: Measure = None,
     database: Database = "",
     json: Json = False,
     csv: Csv = "",

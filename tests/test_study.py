@@ -626,6 +626,7 @@ def test_ctrl_c_says_how_to_go_on(run, monkeypatch):
         ([*WORDS, "--objective", "peak", "--option", "population"], 2, ["KEY=VALUE"]),
         ([*WORDS, "--data", "nowhere"], 2, ["nowhere"]),
         (["--resume"], 2, ["--space"]),
+        ([*WORDS, "--measure", "-1"], 2, ["--measure", "0"]),
     ],
 )
 def test_wrong_words(run, words, code, expected):
