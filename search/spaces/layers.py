@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
+from ...compiler.errors import SourceError
 from ...compiler.graph import Atom, Graph, Node, Ref, Storage, Tensor, contiguous_strides
 
 _REFS = tuple(Ref(i) for i in range(16))
@@ -86,8 +87,13 @@ class LayerGraph:
         self, x: int, channels: int, kernel: int | tuple[int, int], scope: str, *,
         stride: int = 1, padding: int | None = None, dilation: int = 1, groups: int = 1, bias: bool = False,
     ) -> int:  # fmt: skip
-        """`nn.Conv2d(c, channels, kernel, stride, padding, dilation, groups, bias)`; padding None keeps the size at stride 1."""
+        """`nn.Conv2d(c, channels, kernel, stride, padding, dilation, groups, bias)`; padding None keeps the size at stride 1.
+
+        Raises `SourceError` when the groups do not divide the channels.
+        """
         n, c, h, w = self._shapes[x]
+        if c % groups or channels % groups:
+            raise SourceError(f"{scope}: a convolution of {c} to {channels} channels cannot have {groups} groups")
         high, wide = (kernel, kernel) if isinstance(kernel, int) else kernel
         down, across = dilation * (high - 1), dilation * (wide - 1)
         pads = (down // 2, across // 2) if padding is None else (padding, padding)

@@ -2,7 +2,8 @@
 
 Five stages of two to four inverted residual blocks, each block with a kernel and an expansion of its own, at one of several input
 resolutions. The three spaces differ in widths, strides and in which choices hang together. Channels between the 1x1 convolutions of
-a block are `divisible(round(inputs * expansion))`.
+a block are `divisible(round(inputs * expansion))`. An expansion of 1 is no convolution: there they are the inputs, rounded or not, and
+larger expansions have at least as many.
 
 MOOFA's widths are those of its published code (`search.moofa_sizing` derives them; the printed equations do not). Its stages halve the
 image once more than Once-For-All's, so that the last one works on 4 x 4 pixels of a 224-pixel image.
@@ -228,7 +229,8 @@ class OFAMobileNetV3(ChainSpace):
         stride = 1 if block else self.strides[2 + stage]
         key = (stage if block else -1 - stage, kernel, expand)
         if key not in self._made:
-            middle = divisible(round(inputs * expand))
+            middle = inputs if expand == 1 else divisible(round(inputs * expand))
+            middle = max(middle, inputs) if expand > 1 else middle
             squeeze = divisible(middle // 4) if self.SQUEEZE[stage] else 0
             shortcut = stride == 1 and inputs == channels
             made = MBConv(channels, middle, kernel, stride, self.ACTIVATIONS[stage], squeeze, expand != 1, shortcut)

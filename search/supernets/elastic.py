@@ -41,10 +41,16 @@ class ElasticSupernet(nn.Module):
     """All networks of `space` in one module: `forward(x)` runs `active`, the largest until another is set.
 
     `x`: (n, 3, side, side); `active`'s resolution is not imposed on it. Weights start as those of `space.module`.
+    Raises `SourceError` for a space whose largest network does not hold the others.
     """
 
     def __init__(self, space: OFAMobileNetV3):
         super().__init__()
+        if space.expands[-1] == 1 and len(space.expands) > 1:
+            raise SourceError(
+                f"expansions {', '.join(f'{e:g}' for e in space.expands)} share no weights: blocks with 1, the largest, have no "
+                "convolution for the others to be a part of; add a larger one"
+            )
         self.space = space
         self.active = largest(space)
         self.net: Any = space.module(self.active)
