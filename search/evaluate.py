@@ -102,10 +102,13 @@ class Scored:
 TRAININGS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
         "smoke": {"epochs": 1, "images": 1_500, "batch": 64, "lr": 0.05, "schedule": "cosine", "precision": "fp32"},
-        "small": {"epochs": 3, "images": 5_000, "batch": 64, "lr": 0.05, "schedule": "cosine", "precision": "fp32"},
+        "small": {
+            "epochs": 3, "images": 5_000, "batch": 32, "lr": 0.02, "schedule": "cosine", "precision": "fp32", "augment": False,
+            "head_width": 64,
+        },
         "paper": {"epochs": 60, "batch": 128, "lr": 0.01, "schedule": "sgdr", "precision": "fp32"},
     }
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,8 @@ class Trained:
                     return facts["values"]
             source = _inherited(proposal, context)
             if source is not None:
-                inherit(module, load_weights(source)[0])
+                tensors = load_weights(source)[0]
+                inherit(module, context.space.carried(tensors, proposal.parent, proposal.arch) if proposal.parent else tensors)
             partial = path.with_suffix(".training.safetensors")
             done = train(module, context.data, settings, seed=seed, checkpoint=partial if settings.epochs > 1 else None)
             values = {"accuracy": done.accuracy, **({"loss": done.loss} if math.isfinite(done.loss) else {})}

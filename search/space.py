@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -107,6 +107,10 @@ class Space(ABC):
         for c in self.cardinalities:
             total *= c
         return total
+
+    def carried(self, tensors: Mapping[str, torch.Tensor], parent: Architecture, child: Architecture) -> Mapping[str, torch.Tensor]:
+        """Weights `tensors` of `parent`'s network with their channels where `child`'s network has them, for it to inherit."""
+        return tensors
 
     # ---- what follows from genes ----------------------------------------------------------------------------------
 

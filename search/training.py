@@ -33,6 +33,8 @@ class TrainSettings:
     `schedule`: "cosine" to zero over all epochs; "sgdr", cosine with warm restarts after `restart` epochs and twice as many each time
     (Loshchilov and Hutter 2017); "constant". `warmup`: epochs of linear rise first. `images`: images of an epoch, None for all.
     `resolution`: side to which images are resized, None as they are. `precision` "auto" times both and keeps the faster.
+    `head_width`: a last linear layer that reads more features than this learns slower in proportion, so that one rate serves narrow and
+    wide networks (output weights of Yang et al. 2021, table 3); None for one rate.
     """
 
     epochs: int = 60
@@ -51,6 +53,7 @@ class TrainSettings:
     images: int | None = None
     resolution: int | None = None
     precision: Precision = "auto"
+    head_width: int | None = None
 
     def rate(self, epoch: float) -> float:
         """Learning rate at a moment, in epochs from the start."""
@@ -115,7 +118,7 @@ def train(
                                cutout=settings.cutout, images=images)  # fmt: skip
         for step, (inputs, labels) in enumerate(batches):
             for group in optimizer.param_groups:
-                group["lr"] = settings.rate(epoch + step / steps)
+                group["lr"] = group["scale"] * settings.rate(epoch + step / steps)
             optimizer.zero_grad(set_to_none=True)
             with autocast(settings.precision):
                 value = criterion(module, inputs, labels)
@@ -216,10 +219,24 @@ def _cross_entropy(smoothing: float) -> Callable[[torch.nn.Module, torch.Tensor,
 
 
 def _groups(module: torch.nn.Module, settings: TrainSettings) -> list[dict[str, Any]]:
-    """Parameters with and without weight decay: without `decay_norms` vectors (biases and norms) have none."""
-    decayed = [p for p in module.parameters() if p.requires_grad and (settings.decay_norms or p.dim() > 1)]
-    free = [p for p in module.parameters() if p.requires_grad and not (settings.decay_norms or p.dim() > 1)]
-    return [{"params": decayed, "weight_decay": settings.weight_decay}, *([{"params": free, "weight_decay": 0.0}] if free else [])]
+    """Parameters by weight decay, of which vectors (biases and norms) have none without `decay_norms`, and by the `scale` of their rate."""
+    slow, scale = _wide_head(module, settings.head_width)
+    groups: dict[tuple[float, float], list[torch.nn.Parameter]] = {}
+    for p in module.parameters():
+        if p.requires_grad:
+            decay = settings.weight_decay if settings.decay_norms or p.dim() > 1 else 0.0
+            groups.setdefault((decay, scale if p is slow else 1.0), []).append(p)
+    return [{"params": params, "weight_decay": decay, "scale": scale} for (decay, scale), params in groups.items()]
+
+
+def _wide_head(module: torch.nn.Module, width: int | None) -> tuple[torch.nn.Parameter | None, float]:
+    """The weights of the last linear layer, where it reads more than `width` features, and the scale of their rate."""
+    import torch
+
+    heads = [m for m in module.modules() if isinstance(m, torch.nn.Linear)]
+    if width is None or not heads or heads[-1].in_features <= width:
+        return None, 1.0
+    return heads[-1].weight, width / heads[-1].in_features
 
 
 class _State:

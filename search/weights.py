@@ -50,9 +50,12 @@ def load_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, A
 
 
 def inherit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> int:
-    """Copy into `module` what it shares by name with `tensors`, and of what differs in size the corner both have; numbers copied.
+    """Copy into `module` what it shares by name with `tensors`, and of what differs in channels the corner both have; numbers copied.
 
-    A network grown from another keeps what that one had learned (MemNet's trainer copies overlapping slices in the same way).
+    A network grown from another starts with what that one had learned (MemNet's trainer copies overlapping slices in the same way). Weights
+    of a layer that reads more channels than before are zero for the new ones, so that where nothing but new channels came, the grown
+    network computes what the other did (as Net2Net does, Chen et al. 2016). Kernels of another size, and a depthwise kernel in place of a
+    dense one, are another layer's and stay as they are.
     """
     import torch
 
@@ -60,10 +63,14 @@ def inherit(module: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> int
     with torch.no_grad():
         for name, own in module.state_dict().items():
             theirs = tensors.get(name)
-            if theirs is None or theirs.dim() != own.dim() or theirs.dtype != own.dtype:
+            if theirs is None or theirs.dim() != own.dim() or theirs.dtype != own.dtype or theirs.shape[2:] != own.shape[2:]:
+                continue
+            if own.dim() > 2 and (own.shape[1] == 1) != (theirs.shape[1] == 1):
                 continue
             corner = tuple(slice(0, min(a, b)) for a, b in zip(own.shape, theirs.shape, strict=True))
             own[corner].copy_(theirs[corner])
+            if own.dim() > 1 and own.shape[1] > theirs.shape[1]:
+                own[: theirs.shape[0], theirs.shape[1] :] = 0
             copied += own[corner].numel()
     return copied
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from neaptide.compiler.errors import SourceError
 from neaptide.search.engine import Context, Objective, Outcome
@@ -17,6 +18,7 @@ from neaptide.search.engines.memnet import MemNet, selection_score
 from neaptide.search.engines.memnet_controller import Controller, ControllerSettings, average_precision, discounted_gain
 from neaptide.search.spaces import load_space
 from neaptide.search.spaces.memnet import MemNet as MemNetSpace
+from neaptide.search.weights import inherit
 
 SPACE = MemNetSpace(width=8, max_blocks=3)
 TINY = ControllerSettings(hidden=24, embedding=24, steps=80, lr=5e-3, list_size=20)
@@ -28,6 +30,48 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+# ---- inherited weights -----------------------------------------------------------------------------------------------
+
+
+def test_a_grown_network_computes_what_it_was_grown_from():
+    """One block more behind a block that stays: only channels are new, and what reads them starts without them."""
+    space = load_space("memnet", width=4, resolution=8)
+    one = "(0,0,conv_3x3,dw_sep_3x3,add)"
+    for text in (f"{one}(0,1,max_pool_3x3,fac_conv_7x7,cat)", f"{one}(1,1,dil_conv_3x3,dw_sep_5x5,add)(2,0,avg_pool_3x3,conv_3x3,add)"):
+        small, grown = (space.module(space.parse(t)).eval() for t in (one, text))
+        images = torch.randn(3, 3, 8, 8)
+        assert not torch.allclose(grown(images), small(images), atol=1e-3)
+        inherit(grown, small.state_dict())
+        torch.testing.assert_close(grown(images), small(images))
+
+
+def test_weights_of_another_kind_of_layer_are_left():
+    dense, depthwise, wide = nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 4, 5)
+    for module, other in ((dense, depthwise), (depthwise, dense), (dense, wide)):
+        before = module.weight.detach().clone()
+        assert inherit(module, {"weight": other.weight}) == 0 and torch.equal(module.weight, before)
+
+
+def test_a_block_cut_off_takes_its_channels_along():
+    """A network that reads a block less computes what its parent does where that block gives zeros."""
+    space = load_space("memnet", width=4, resolution=16)
+    blocks = "(0,0,conv_3x3,dw_sep_3x3,cat)(1,0,max_pool_3x3,fac_conv_7x7,add)(2,0,dw_sep_5x5,conv_3x3,cat)"
+    parent = space.parse(blocks)
+    images = torch.randn(3, 3, 16, 16)
+    for cut in ("1.1", "2.2", "5.1", "1.1,1.2,3.2,5.2"):
+        child = space.parse(f"{blocks} cut={cut}")
+        whole, part = space.module(parent).eval(), space.module(child).eval()
+        for place in cut.split(","):
+            position, block = (int(i) - 1 for i in place.split("."))
+            cell = whole.cells[position]
+            width = (4, 4, 8, 8, 16)[position]
+            gone = slice(0, 2 * width) if block == 0 else slice(2 * width, 3 * width)
+            cell.register_forward_hook(lambda _, __, out, gone=gone: out.index_fill(1, torch.arange(gone.start, gone.stop), 0.0))
+        inherit(part, space.carried(whole.state_dict(), parent, child))
+        torch.testing.assert_close(part(images), whole(images))
+        assert not torch.allclose(part(images), space.module(child).eval()(images), atol=1e-3)
 
 
 # ---- score ----------------------------------------------------------------------------------------------------------

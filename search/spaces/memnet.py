@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +28,7 @@ from ..space import Architecture, Slot, Space
 from .layers import LayerGraph
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
     from ...compiler.graph import Graph
@@ -42,6 +44,7 @@ FEATURES = 3 * LOCATIONS + 2 * len(OPERATIONS) + len(JOINS)
 _BLOCK = 5
 _TUPLE = re.compile(r"\((\d+),(\d+),(\w+),(\w+),(\w+)\)")
 _SAMPLED_TRIMS = 0.05
+_NORM = ("weight", "bias", "running_mean", "running_var")
 
 
 class Block(NamedTuple):
@@ -289,6 +292,37 @@ class MemNet(Space):
         from .memnet_modules import NetworkOfMemNet
 
         return NetworkOfMemNet(self.cells(arch), self.resolution, self.num_classes)
+
+    def carried(self, tensors: Mapping[str, torch.Tensor], parent: Architecture, child: Architecture) -> Mapping[str, torch.Tensor]:
+        """Without what reads blocks that `child` cuts off a cell's output: those behind them move up."""
+        made = dict(tensors)
+        before, after = self.cells(parent), self.cells(child)
+        for p, (old, new) in enumerate(zip(before, after, strict=True)):
+            if set(old.ends) <= set(new.ends):
+                continue
+            widths = [old.blocks[j - 1].channels(old.width) for j in old.ends]
+            kept = np.repeat([j in new.ends for j in old.ends], widths)
+            for name, axis, times in self._readers(before, p):
+                if name in made:
+                    places = np.flatnonzero(np.repeat(kept, times))
+                    made[name] = made[name][(slice(None),) * axis + (places.tolist(),)]
+        return made
+
+    def _readers(self, cells: Sequence[Cell], p: int) -> Iterator[tuple[str, int, int]]:
+        """Tensors of the network with one entry, or `times` entries, for each channel of cell p's output: name, axis, times."""
+        if p + 1 == len(cells):
+            yield "classifier.weight", 1, (self.resolution // 8) ** 2
+            return
+        for i, (block, operations) in enumerate(zip(cells[p + 1].blocks, cells[p + 1].operations, strict=True)):
+            for which, source, operation in zip(("first", "second"), block.inputs, operations, strict=True):
+                inside = f"cells.{p + 1}.blocks.{i}.{which}"
+                if source:
+                    continue
+                if not operation.startswith("dw_sep"):
+                    yield f"{inside}.0.weight", 1, 1
+                    continue
+                yield from ((f"{inside}.{name}", 0, 1) for name in ("0.weight", *(f"1.{part}" for part in _NORM)))
+                yield f"{inside}.2.weight", 1, 1
 
     def graph(self, arch: Architecture) -> Graph:
         net = LayerGraph("NetworkOfMemNet", self.input_shape(arch))
