@@ -82,7 +82,8 @@ def test_the_score_rises_with_accuracy_and_falls_with_memory_and_parameters():
     assert selection_score(*pre, pre) == 0.0
     assert selection_score(91.0, 100.0, 50.0, pre) > 0 > selection_score(90.0, 101.0, 50.0, pre)
     assert selection_score(90.0, 100.0, 51.0, pre) < 0
-    assert selection_score(99.0, 50.0, 25.0, pre, accuracy_weight=0.5, memory_weight=0.25) == pytest.approx(0.5 * 0.1 + 0.25 * 1.0)
+    weighed = selection_score(99.0, 50.0, 25.0, pre, accuracy_weight=0.5, memory_weight=0.25, params_weight=0.1)
+    assert weighed == pytest.approx(0.5 * 0.1 + 0.25 * 0.5 + 0.1 * 0.5)
 
 
 # ---- controller -------------------------------------------------------------------------------------------------------
@@ -205,7 +206,7 @@ def test_rounds_are_steps_from_the_best_of_the_round_before():
 
 
 def test_a_trim_that_wins_is_made_in_the_others_of_its_round():
-    rounds = played(context(candidates=30, memory_weight=0.9, accuracy_weight=0.1), trim_gain=2.0)
+    rounds = played(context(candidates=30, memory_weight=0.9, params_weight=0.9, accuracy_weight=0.1), trim_gain=2.0)
     followed = 0
     for before, outcomes in pairwise(rounds):
         if len({o.proposal.parent for o in outcomes}) > 1:
