@@ -229,7 +229,7 @@ def _groups(module: torch.nn.Module, settings: TrainSettings) -> list[dict[str, 
     return [{"params": params, "weight_decay": decay, "scale": scale} for (decay, scale), params in groups.items()]
 
 
-def _wide_head(module: torch.nn.Module, width: int | None) -> tuple[torch.nn.Parameter | None, float]:
+def _wide_head(module: torch.nn.Module, width: int | None) -> tuple[torch.Tensor | None, float]:
     """The weights of the last linear layer, where it reads more than `width` features, and the scale of their rate."""
     import torch
 
