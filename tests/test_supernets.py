@@ -257,15 +257,18 @@ UNEVEN = 97  # images: the last of a batch of 32 would leave one process without
 def _one_of_two(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    supernet = shrink(elastic(), images(UNEVEN), replace(SHORT, batch=16), seed=1, folder=f"{folder}/run")
-    save_weights(f"{folder}/rank{rank}.safetensors", supernet.state_dict())
+    losses = []
+    plan = replace(SHORT, batch=16)
+    supernet = shrink(elastic(), images(UNEVEN), plan, seed=1, folder=f"{folder}/run", progress=lambda *told: losses.append(told[2]))
+    save_weights(f"{folder}/rank{rank}.safetensors", supernet.state_dict(), {"losses": losses})
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_train_one_supernet(tmp_path):
     method = "spawn" if torch.cuda.is_available() else "fork"  # autograd's threads, which a GPU brings, do not survive a fork
     start_processes(_one_of_two, (str(tmp_path),), nprocs=2, start_method=method)
-    first, second = (load_weights(tmp_path / f"rank{rank}.safetensors")[0] for rank in (0, 1))
+    (first, told), (second, other) = (load_weights(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
+    assert np.isfinite([told["losses"], other["losses"]]).all() and told["losses"] != other["losses"]  # each on images of its own
     assert all(torch.equal(first[name], t) and t.isfinite().all() for name, t in second.items()) and len(first) == len(second)
     kept, facts = load_weights(tmp_path / "run" / "supernet.safetensors")
     assert all(torch.equal(kept[f"m.{name}"], t) for name, t in first.items()) and facts["phase"] == 3
