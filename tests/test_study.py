@@ -543,6 +543,13 @@ def test_networks_are_trained_and_the_chosen_one_is_written(images, tmp_path):
     assert len(rows) == len(result.front) and rows[0]["architecture"] == result.best.text
 
 
+def test_data_options_that_do_not_apply_are_refused(images, tmp_path):
+    x, y = (part.numpy() for part in images.train)
+    np.savez(tmp_path / "x.npz", x_train=x.transpose(0, 2, 3, 1), y_train=y)
+    with pytest.raises(SourceError, match=r"dataset is for tables, and .*x\.npz holds images"):
+        search("nasbench201", "random", data=tmp_path / "x.npz", data_options={"dataset": "cifar100"}, folder=tmp_path / "s")
+
+
 def test_scores_are_objectives(images, tmp_path):
     settings = {"space_options": {"C": 2, "N": 1, "resolution": 8}, "data": images, "preset": "smoke", "budget": 3}
     result = search("nasbench201", "random", objectives="naswot,params", folder=tmp_path, **settings, workers=1)
@@ -625,6 +632,9 @@ def test_ctrl_c_says_how_to_go_on(run, monkeypatch):
         (["-s", "nasbench_macro", "-e", "random", "--objective", "peak", "--constraint", "peak<=100B"], 3, ["the least planned peak is"]),
         ([*WORDS, "--objective", "peak", "--option", "population"], 2, ["KEY=VALUE"]),
         ([*WORDS, "--data", "nowhere"], 2, ["nowhere"]),
+        ([*WORDS, "--data", "nowhere", "--data-option", "vall=3"], 2, ["'vall'", "val, seed"]),
+        ([*WORDS, "--data", "nowhere", "--data-option", "val=some"], 2, ["val is 'some'", "int"]),
+        ([*WORDS, "--space-option", "cells=3"], 2, ["'cells'", "C, N, num_classes"]),
         (["--resume"], 2, ["--space"]),
         ([*WORDS, "--measure", "-1"], 2, ["--measure", "0"]),
     ],
