@@ -9,6 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..compiler.errors import SourceError
+
 if TYPE_CHECKING:
     import torch
 
@@ -22,7 +24,8 @@ class Augmentation:
 
     `random_resized_crop`: least share of an image's area that a crop keeps, which is then resized (Szegedy et al. 2015; ImageNet's is
     0.08); 0: `pad_and_crop` instead, if asked for. Either flips half of the images. `brightness`, `contrast`, `saturation`: factors are
-    drawn from 1 - x to 1 + x, as in torchvision's `ColorJitter`, which calls Once-For-All's "tf" colour distortion (32 / 255, 0, 0.5).
+    drawn from 1 - x to 1 + x, as in torchvision's `ColorJitter`; Once-For-All's "tf" colour distortion is (32 / 255, 0, 0.5).
+    Raises `SourceError` for a share outside 0 to 1, or an amount of colour below 0.
     """
 
     pad_and_crop: bool = True
@@ -30,6 +33,13 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.random_resized_crop <= 1:
+            raise SourceError(f"random_resized_crop {self.random_resized_crop:g} is no share of an image's area: 0 to 1")
+        for name in ("brightness", "contrast", "saturation"):
+            if not getattr(self, name) >= 0:
+                raise SourceError(f"{name} {getattr(self, name):g} is below 0")
 
     def __call__(self, images: torch.Tensor, generator: torch.Generator | None, resolution: int | None = None) -> torch.Tensor:
         """`images` (n, channels, height, width), uint8, changed: uint8, or float32 on the same scale, 0 to 255. Random resized crops

@@ -58,6 +58,9 @@ class TrainSettings:
     resolution: int | None = None
     precision: Precision = "auto"
 
+    def __post_init__(self) -> None:
+        _ = self.augmentation  # which refuses what it cannot draw
+
     @property
     def augmentation(self) -> Augmentation:
         """What is done to training images."""

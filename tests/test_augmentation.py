@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from neaptide.compiler.errors import SourceError
 from neaptide.search.augmentation import Augmentation, color_jitter, crop_boxes, pad_and_crop, random_resized_crop
 from neaptide.search.data import ImageData
 from neaptide.search.training import TrainSettings, train
@@ -107,3 +108,14 @@ def test_training_augments_as_it_is_told_and_by_its_seed(data, option):
 
     first = trained(0, **option)
     assert torch.equal(first, trained(0, **option)) and not torch.equal(first, trained(0))
+
+
+@pytest.mark.parametrize(
+    "option, said",
+    [({"random_resized_crop": 1.5}, "random_resized_crop 1.5 is no share"), ({"contrast": -0.1}, "contrast -0.1 is below 0")],
+)
+def test_what_cannot_be_drawn_is_refused_before_training(option, said):
+    with pytest.raises(SourceError, match=said):
+        replace(PLAIN, **option)
+    with pytest.raises(SourceError, match=said):
+        Augmentation(**option)
