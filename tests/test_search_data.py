@@ -219,7 +219,9 @@ def test_scores_leave_the_network_as_it_was_and_repeat(name, stripes):
     before = {k: v.clone() for k, v in module.state_dict().items()}
     value = score(name, module, stripes, seed=1, batch=32)
     assert value == score(name, module, stripes, seed=1, batch=32) and np.isfinite(value)
-    assert all(torch.equal(v, module.state_dict()[k]) for k, v in before.items()) and module.training
+    after = module.state_dict()
+    assert all(torch.equal(v, after[k]) and v.dtype == after[k].dtype for k, v in before.items()) and module.training
+    assert score("grad_norm", module, stripes, seed=1) == score("grad_norm", net(8), stripes, seed=1)
     assert all(p.grad is None for p in module.parameters())
     assert score(name, net(32), stripes, seed=1, batch=32) > value or name == "grad_norm"
 

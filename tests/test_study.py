@@ -33,6 +33,7 @@ from neaptide.search.network_source import network_source
 from neaptide.search.objectives import front, losses, parse_objectives
 from neaptide.search.oracle import Oracle
 from neaptide.search.outputs import write_front, write_network
+from neaptide.search.result import Candidate
 from neaptide.search.run import search
 from neaptide.search.setup import Budget, parse_budget
 from neaptide.search.spaces import list_spaces, load_space
@@ -317,6 +318,25 @@ def test_what_was_running_when_the_process_died_is_failed_and_done_again(space, 
         (t.user_attrs["index"], t.state.name, t.user_attrs.get("stale")) for t in optuna.load_study(study_name="s", storage=url).trials
     ]
     assert states == [(0, "COMPLETE", None), (1, "FAIL", True), (1, "COMPLETE", None)]
+
+
+def test_scores_without_a_number_are_kept_and_shown(space, tmp_path):
+    """SynFlow of a network that nothing flows through is -inf, which JSON cannot say: studies, documents and pages must not fail."""
+    url, objectives = f"sqlite:///{tmp_path / 's.sqlite'}", parse_objectives("synflow")
+    study, arch = Study.open(url, "s", space, objectives, {}, resume=False), space.architecture([0] * 6)
+    study.start(0, Proposal(arch), {"peak": 5})
+    for i, value in enumerate((-np.inf, -np.inf, 2.5)):
+        study.finish(i, Outcome(Proposal(arch), {"synflow": value, "peak": 5}), 0.1)
+    with closing(sqlite3.connect(tmp_path / "s.sqlite")) as db:
+        assert [v for (v,) in db.execute("SELECT value_json FROM trial_user_attributes WHERE key = 'synflow'")] == [
+            '"-inf"',
+            '"-inf"',
+            "2.5",
+        ]
+    again = Study.open(url, "s", space, objectives, {}, resume=True)
+    assert [again.finished[i].values["synflow"] for i in range(3)] == [-np.inf, -np.inf, 2.5] and again.finished[1].values["peak"] == 5
+    found = Candidate(0, arch, space.text(arch), "random", again.finished[0].values, True).to_dict()
+    assert found["synflow"] is None and json.loads(json.dumps(found, allow_nan=False)) == found
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
