@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 import neaptide
 from neaptide.cli import main
 from neaptide.compiler.errors import BudgetError, NeaptideError, SourceError
+from neaptide.report.search_html import render_search
 from neaptide.report.units import parse_bytes
 from neaptide.search.constraints import Constraint, Constraints, parse_constraint
 from neaptide.search.data import ImageData, TabularData
@@ -574,6 +576,8 @@ def test_scores_are_objectives(images, tmp_path):
     settings = {"space_options": {"C": 2, "N": 1, "resolution": 8}, "data": images, "preset": "smoke", "budget": 3}
     result = search("nasbench201", "random", objectives="naswot,params", folder=tmp_path, **settings, workers=1)
     assert result.test_accuracy is None and all("naswot" in c.values for c in result.trials)
+    dead = replace(result.trials[0], values={**result.trials[0].values, "naswot": -np.inf})
+    assert '"values":[[null' in render_search(replace(result, trials=(dead, *result.trials[1:])))
 
 
 @pytest.mark.parametrize("name", sorted({*list_spaces()} - {"compofa", "moofa"}))  # these two make the modules of ofa_mbv3
