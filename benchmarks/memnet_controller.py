@@ -38,7 +38,7 @@ PAPER = (
 )
 OURS, ONE, WITHOUT = "network-cross (Neaptide)", "network-cross, one network", "network-cross, one network, no paths"
 RECURRENT = {
-    OURS: ControllerSettings(members=4),
+    OURS: ControllerSettings(members=2),
     ONE: ControllerSettings(),
     WITHOUT: ControllerSettings(),
     "single RNN, MSE": ControllerSettings(kind="single", loss="mse"),
@@ -96,7 +96,7 @@ def main() -> int:
     notes = (
         f"mean ± deviation over {seeds} draws of {TRAINED} training and {RANKED} ranked cells; "
         f"standard errors of Neaptide's means: AP@50 {errors[0]}, NDCG@50 {errors[2]}",
-        "Neaptide's row is four networks that vote; the row below it is one of them, as in the paper; "
+        "Neaptide's row is two networks that vote; the row below it is one of them, as in the paper; "
         "both also read numbers about each cell's paths, the third row does not, and neither do the other recurrent rankers",
     )
     return finish(

@@ -209,8 +209,8 @@ def _train(member: Any, inputs: tuple[torch.Tensor, torch.Tensor], wanted: torch
         for group in optimizer.param_groups:
             group["lr"] = settings.lr / 2 * (1 + math.cos(math.pi * step / settings.steps))
         chosen = torch.stack([torch.randperm(n, generator=generator)[:size] for _ in range(settings.lists)])
-        encoded = member.encode(*(part[chosen].flatten(0, 1) for part in inputs))
-        given = member.heads(encoded.unflatten(0, chosen.shape))
+        drawn, places = chosen.unique(return_inverse=True)
+        given = member.heads(member.encode(*(part[drawn] for part in inputs))[places])
         truth = wanted[chosen]
         if settings.loss == "listnet":
             likely = torch.softmax(truth[..., 0] / settings.temperature, dim=1)
