@@ -30,7 +30,7 @@ KEY, RESULT = "neaptide", "neaptide_result"  # attributes of the study: what sea
 CONSTRAINTS = "constraints"  # where Optuna and its dashboard look for a trial's feasibility
 MAY_DIFFER = ("budget", "versions")  # a study can be continued for longer, and with other versions as long as they ask the same
 WAIT_S = 60.0
-INFINITE = ("inf", "-inf")  # how they stand among a trial's attributes: JSON has no such numbers, and a dashboard's page would fail
+INFINITE = ("inf", "-inf")  # how they stand among the attributes of a trial: JSON has no such numbers
 # Attributes of a trial that are no metric of it.
 FACTS = ("index", "architecture", "parent", "origin", "settings", "violation", "seconds", "stale")
 
