@@ -187,6 +187,8 @@ def search(
         output().print(search_view(result), crop=False)
     for path in written:
         print(f"wrote {path}", file=sys.stderr)
+    if written and not any(path.endswith(".safetensors") for path in written):
+        print("the chosen network was not trained: weights in the ONNX file are drawn at random", file=sys.stderr)
     if json:
         print(codec.dumps(result.to_dict(), allow_nan=False))
     return 0

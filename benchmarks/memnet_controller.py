@@ -2,8 +2,9 @@
 
 `python -m benchmarks.memnet_controller [--quick] [--json PATH]`. Needs `neaptide[search]` and the shared data. Cells are block
 sequences: one block an edge, in the features of the paper (input locations, output location, two operations, joining), edges that
-cannot reach the cell's output left out. Accuracies are CIFAR-10's after 200 epochs. The columns are those of the paper's Table 4, whose
-own rows (other networks, fewer of them) stand below ours.
+cannot reach the cell's output left out. Accuracies are CIFAR-10's after 200 epochs. Neaptide's controller also reads what the paths of
+a cell look like (`path_features`), which the paper does not; one row goes without, and ridge and boosting are shown with both. The columns
+are those of the paper's Table 4, whose own rows (other networks, fewer of them) stand below ours.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 
 from neaptide.search.engines.memnet_controller import Controller, ControllerSettings, average_precision, discounted_gain
+from neaptide.search.engines.memnet_paths import path_features
 from neaptide.search.oracle import Oracle
 from neaptide.search.spaces import load_space
 
@@ -34,9 +36,11 @@ PAPER = (
     ("paper: double RNN", ".128", ".268", ".062", ".080"),
     ("paper: proposed", ".196", ".283", ".135", ".201"),
 )
+OURS, ONE, WITHOUT = "network-cross (Neaptide)", "network-cross, one network", "network-cross, one network, no paths"
 RECURRENT = {
-    "network-cross (Neaptide)": ControllerSettings(members=4),
-    "network-cross, one network": ControllerSettings(),
+    OURS: ControllerSettings(members=2),
+    ONE: ControllerSettings(),
+    WITHOUT: ControllerSettings(),
     "single RNN, MSE": ControllerSettings(kind="single", loss="mse"),
     "single RNN, ListNet": ControllerSettings(kind="single"),
     "double RNN, MSE": ControllerSettings(kind="double", loss="mse"),
@@ -61,13 +65,13 @@ def main() -> int:
     torch.set_num_threads(1)
     seeds = QUICK_SEEDS if options.quick else SEEDS
     cells = _cells()
-    blocks, pairs = block_sequences(cells.operations), _pairs(cells.operations)
+    blocks, paths = block_sequences(cells.operations), cell_paths(cells.operations)
     taken: dict[str, list[tuple[float, ...]]] = {}
     seconds: dict[str, float] = {}
     for seed in range(seeds):
         order = np.random.default_rng(seed).permutation(len(cells.accuracy))
         known, asked = order[:TRAINED], order[TRAINED : TRAINED + RANKED]
-        for name, rank in _methods(cells, blocks, pairs, seed).items():
+        for name, rank in _methods(cells, blocks, paths, seed).items():
             start = time.process_time()
             scores = rank(known, asked)
             seconds[name] = seconds.get(name, 0.0) + (time.process_time() - start) / seeds
@@ -80,7 +84,7 @@ def main() -> int:
     rows = [
         (name, *(f"{m:.3f} ± {s:.3f}" for m, s in zip(means[name], spread[name], strict=True)), f"{seconds[name]:.1f}") for name in means
     ]
-    ours, single = means["network-cross (Neaptide)"], means["single RNN, MSE"]
+    ours, single = means[OURS], means["single RNN, MSE"]
     over = float(ours[0] - single[0])
     figures = [
         Figure(f"AP@50, {TRAINED} training nets, {seeds} seeds", f">= {AP50}", f"{ours[0]:.3f}", bool(ours[0] >= AP50)),
@@ -88,8 +92,13 @@ def main() -> int:
         Figure("AP@50 over the single RNN with MSE", f">= +{OVER_SINGLE}", f"{over:+.3f}", over >= OVER_SINGLE),
     ]
     columns = ("method", "AP@50", "AP@100", "NDCG@50", "NDCG@100", "CPU s")
-    notes = (f"mean ± deviation over {seeds} draws of {TRAINED} training and {RANKED} ranked cells",
-             "Neaptide's row is four networks that vote; the row below it is one of them, as in the paper")  # fmt: skip
+    errors = [f"{s / max(seeds - 1, 1) ** 0.5:.3f}" for s in spread[OURS]]
+    notes = (
+        f"mean ± deviation over {seeds} draws of {TRAINED} training and {RANKED} ranked cells; "
+        f"standard errors of Neaptide's means: AP@50 {errors[0]}, NDCG@50 {errors[2]}",
+        "Neaptide's row is two networks that vote; the row below it is one of them, as in the paper; "
+        "both also read numbers about each cell's paths, the third row does not, and neither do the other recurrent rankers",
+    )
     return finish(
         "memnet_controller", figures, columns, [*rows, *((*row, "") for row in PAPER)], threads=1, notes=notes, json_path=options.json
     )
@@ -115,6 +124,13 @@ def block_sequences(operations: np.ndarray) -> np.ndarray:
     return out
 
 
+def cell_paths(operations: np.ndarray) -> np.ndarray:
+    """Cells (networks, 6 edges) as `path_features` of their four operations, none being no edge: float32 (networks, 19)."""
+    edges = np.empty((*operations.shape, 3), np.int64)
+    edges[..., :2], edges[..., 2] = EDGES, operations - 1
+    return path_features(edges, 4, 3)
+
+
 def _cells() -> Cells:
     table = np.load(shared_folder() / "data" / "nasbench201.npz")
     operations = table["ops"].astype(np.int64)
@@ -130,18 +146,20 @@ def _pairs(operations: np.ndarray) -> np.ndarray:
     return np.hstack([hot.reshape(len(hot), -1), *both])
 
 
-def _methods(cells: Cells, blocks: np.ndarray, pairs: np.ndarray, seed: int) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
+def _methods(cells: Cells, blocks: np.ndarray, paths: np.ndarray, seed: int) -> dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]]:
     from sklearn.ensemble import HistGradientBoostingRegressor
     from sklearn.linear_model import RidgeCV
 
     oracle = Oracle(load_space("nasbench201"))
-    flat = np.eye(5)[cells.operations].reshape(len(cells.operations), -1)
+    flat, pairs = np.eye(5)[cells.operations].reshape(len(cells.operations), -1), _pairs(cells.operations)
+    seen = paths / np.maximum(paths.std(0), 1e-6)
 
-    def recurrent(settings: ControllerSettings) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    def recurrent(settings: ControllerSettings, whole: np.ndarray | None) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
         def rank(known: np.ndarray, asked: np.ndarray) -> np.ndarray:
             peaks = oracle.cost(cells.rows[known], ("peak",))["peak"]
-            controller = Controller(settings, seed=seed).fit(blocks[known], cells.accuracy[known], cells.params[known], peaks)
-            return controller.score(blocks[asked])
+            numbers = (None, None) if whole is None else (whole[known], whole[asked])
+            controller = Controller(settings, seed=seed).fit(blocks[known], cells.accuracy[known], cells.params[known], peaks, numbers[0])
+            return controller.score(blocks[asked], numbers[1])
 
         return rank
 
@@ -152,11 +170,17 @@ def _methods(cells: Cells, blocks: np.ndarray, pairs: np.ndarray, seed: int) -> 
 
         return rank
 
-    methods = {name: recurrent(settings) for name, settings in RECURRENT.items()}
-    methods["ridge, pairs of edges"] = regressor(lambda: RidgeCV(np.logspace(-1, 4, 11)), pairs)
-    methods["gradient boosting"] = regressor(
-        lambda: HistGradientBoostingRegressor(max_iter=150, min_samples_leaf=5, random_state=seed), flat
-    )
+    def ridge() -> object:
+        return RidgeCV(np.logspace(-1, 4, 11))
+
+    def boosting() -> object:
+        return HistGradientBoostingRegressor(max_iter=150, min_samples_leaf=5, random_state=seed)
+
+    methods = {name: recurrent(settings, paths if name in (OURS, ONE) else None) for name, settings in RECURRENT.items()}
+    methods["ridge, pairs of edges"] = regressor(ridge, pairs)
+    methods["ridge, pairs of edges and paths"] = regressor(ridge, np.hstack([pairs, seen]))
+    methods["gradient boosting"] = regressor(boosting, flat)
+    methods["gradient boosting, with paths"] = regressor(boosting, np.hstack([flat, paths]))
     return methods
 
 

@@ -1,7 +1,8 @@
 """`make bench`: run every figure, one after another on a quiet machine, and write docs/results.md from that one run.
 
 `python -m benchmarks.run [--quick] [--resume] [--only NAME ...] [--out docs/results.md]`. Exits 1 when a figure is missed. Each benchmark
-leaves its result in out/bench; `--resume` takes up a run that was broken off and does again only what has no result there.
+leaves its result in out/bench; `--resume` takes up a run that was broken off and does again only what has no result there. With `--only`,
+what the page says of the others stays.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "out" / "bench"
@@ -52,6 +53,13 @@ BENCHMARKS = {
 }
 
 
+class Part(NamedTuple):
+    """What the page says of one benchmark: rows of the table of figures, and lines of its section."""
+
+    figures: list[str]
+    section: list[str]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Every figure, into docs/results.md.")
     parser.add_argument("--quick", action="store_true", help="reduced runs, for a look; the page says so")
@@ -62,10 +70,12 @@ def main() -> int:
     if not (options.resume or options.only):
         shutil.rmtree(STORE, ignore_errors=True)
     STORE.mkdir(parents=True, exist_ok=True)
+    page = Path(options.out)
+    before = _parts(page.read_text()) if options.only and page.exists() else {}
     for name in options.only or BENCHMARKS:
         if not (options.resume and _stored(name)):
             _run(name, options.quick)
-        _write(Path(options.out), [r for r in map(_stored, BENCHMARKS) if r], options.quick)
+        _write(page, before, options.quick)
     results = [r for r in map(_stored, options.only or BENCHMARKS) if r]
     missed = [f for r in results for f in r["figures"] if not f["reached"]]
     broken = [r["name"] for r in results if not r["figures"]]
@@ -97,7 +107,10 @@ def _run(name: str, quick: bool) -> None:
     fresh.replace(path)
 
 
-def _write(path: Path, results: list[dict[str, Any]], quick: bool) -> None:
+def _write(path: Path, before: dict[str, Part], quick: bool) -> None:
+    """The page of what is stored, and where nothing is, of what it said `before`."""
+    stored = {name: result for name in BENCHMARKS if (result := _stored(name))}
+    parts = before | {name: _part(name, result) for name, result in stored.items()}
     lines = [
         "# Results",
         "",
@@ -105,27 +118,54 @@ def _write(path: Path, results: list[dict[str, Any]], quick: bool) -> None:
         + (" **of reduced size (`--quick`)**." if quick else "."),
         "Peaks and counts are exact; times are wall-clock on a shared machine, so ratios taken side by side matter more than seconds.",
         "",
+        *_machine([r["environment"] for r in stored.values() if r.get("environment")], before),
+        "| benchmark | figure | to reach | got | | beside it |",
+        "| --- | --- | --- | --- | --- | --- |",
     ]
-    environments = [r["environment"] for r in results if r.get("environment")]
-    if environments:
-        e = max(environments, key=lambda e: len(e["versions"]))
-        isa = next((x["isa"] for x in environments if x["isa"]), "")
-        versions = ", ".join(f"{k} {v}" for k, v in e["versions"].items())
-        lines += [f"Machine: {e['cpu']}, {e['cores']} cores{f', {isa}' if isa else ''}; Python {e['python']}; {versions}.", ""]
-    lines += ["| figure | to reach | got | | beside it |", "| --- | --- | --- | --- | --- |"]
-    for r in results:
-        for f in r["figures"]:
-            lines.append(_row([f["what"], f["reach"], f["got"], "reached" if f["reached"] else "**missed**", f["peer"]]))
-    for r in results:
-        lines += ["", f"## {r['title']}", ""]
-        if r.get("command"):
-            threads = r["environment"]["threads"]
-            took = f"{r['seconds']} s, " if r.get("seconds") else ""
-            lines += [f"`{r['command']}`: {took}threads: {threads}.", ""]
-        lines += [f"{note}\n" for note in r.get("notes", [])]
-        if r["rows"]:
-            lines += [_row(r["columns"]), _row(["---"] * len(r["columns"])), *map(_row, r["rows"])]
+    shown = [parts[name] for name in BENCHMARKS if name in parts]
+    for part in shown:
+        lines += part.figures
+    for part in shown:
+        lines += ["", *part.section]
     path.write_text("\n".join(lines) + "\n")
+
+
+def _machine(environments: list[dict[str, Any]], before: dict[str, Part]) -> list[str]:
+    """One line on the machine, of the environment with most packages."""
+    if "" in before:
+        return before[""].section
+    if not environments:
+        return []
+    e = max(environments, key=lambda e: len(e["versions"]))
+    isa = next((x["isa"] for x in environments if x["isa"]), "")
+    versions = ", ".join(f"{k} {v}" for k, v in e["versions"].items())
+    return [f"Machine: {e['cpu']}, {e['cores']} cores{f', {isa}' if isa else ''}; Python {e['python']}; {versions}.", ""]
+
+
+def _part(name: str, r: dict[str, Any]) -> Part:
+    """What the page says of one result."""
+    figures = [_row([name, f["what"], f["reach"], f["got"], "reached" if f["reached"] else "**missed**", f["peer"]]) for f in r["figures"]]
+    lines = [f"## {r['title']}", ""]
+    if r.get("command"):
+        took = f"{r['seconds']} s, " if r.get("seconds") else ""
+        lines += [f"`{r['command']}`: {took}threads: {r['environment']['threads']}.", ""]
+    lines += [f"{note}\n" for note in r.get("notes", [])]
+    if r["rows"]:
+        lines += [_row(r["columns"]), _row(["---"] * len(r["columns"])), *map(_row, r["rows"])]
+    return Part(figures, lines)
+
+
+def _parts(page: str) -> dict[str, Part]:
+    """A written page taken apart again, by benchmark; "" is the line on the machine."""
+    head, *sections = re.split(r"^(?=## )", page, flags=re.MULTILINE)
+    texts = {section.splitlines()[0].removeprefix("## "): section.rstrip().splitlines() for section in sections}
+    figures: dict[str, list[str]] = {}
+    for line in head.splitlines():
+        if (found := re.match(r"\| (\w+) \|", line)) and found[1] in BENCHMARKS:
+            figures.setdefault(found[1], []).append(line)
+    parts = {name: Part(figures.get(name, []), texts[title]) for name, title in BENCHMARKS.items() if title in texts}
+    machine = [line for line in head.splitlines() if line.startswith("Machine: ")]
+    return parts | ({"": Part([], [*machine, ""])} if machine else {})
 
 
 def _row(cells: list[Any]) -> str:

@@ -6,6 +6,7 @@ or in the table; limits are lines in both.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from ..passes.liveness import liveness
@@ -53,9 +54,14 @@ def _data(result: SearchResult, timelines: int) -> dict[str, Any]:
         "origin": [c.origin for c in result.trials],
         "feasible": [int(c.feasible) for c in result.trials],
         "front": [front.get(c.index, -1) for c in result.trials],
-        "values": [[c.values.get(name) for c in result.trials] for name in names],
+        "values": [[_finite(c.values.get(name)) for c in result.trials] for name in names],
         "timelines": [_timeline(result, c) for c in result.front[:timelines]],
     }
+
+
+def _finite(value: float | None) -> float | None:
+    """A number that JSON can say: nothing is drawn for a score of -inf."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _axes(result: SearchResult, names: list[str]) -> tuple[str, str]:

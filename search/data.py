@@ -6,7 +6,7 @@ at once, for the network that was chosen. Tables keep the same rule: see `Tabula
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ from .image_files import ImageFiles, read_images, read_npz
 if TYPE_CHECKING:
     import torch
 
+    from .augmentation import Augmentation
     from .space import Architecture, Space
 
 Part = Literal["train", "val", "test"]
@@ -55,40 +56,43 @@ class ImageData:
         return found
 
     def normalized(self, images: torch.Tensor, *, resolution: int | None = None) -> torch.Tensor:
-        """uint8 images as float32 with mean 0 and deviation 1, channels last in memory; resized bilinearly to `resolution` squared."""
+        """Images, 0 to 255, as float32 with mean 0 and deviation 1, channels last in memory; resized bilinearly to `resolution` squared."""
         import torch
 
         out = images.to(torch.float32).contiguous(memory_format=torch.channels_last)
-        shift = torch.tensor(self.mean).view(1, -1, 1, 1) * 255
-        scale = torch.tensor(self.std).view(1, -1, 1, 1) * 255
-        out.sub_(shift).div_(scale)
+        shift = torch.tensor(self.mean, device=out.device).view(1, -1, 1, 1) * 255
+        scale = torch.tensor(self.std, device=out.device).view(1, -1, 1, 1) * 255
+        out = out.sub(shift).div_(scale)
         if resolution is not None and resolution != out.shape[-1]:
             out = torch.nn.functional.interpolate(out, (resolution, resolution), mode="bilinear", antialias=resolution < out.shape[-1])
         return out
 
     def batches(
-        self, part: Part, size: int, *, resolution: int | None = None, generator: torch.Generator | None = None, augment: bool = False,
-        cutout: int = 0, images: int | None = None,
+        self, part: Part, size: int, *, resolution: int | Sequence[int] | None = None, generator: torch.Generator | None = None,
+        augment: Augmentation | None = None, cutout: int = 0, images: int | None = None, share: tuple[int, int] = (0, 1),
+        device: str | torch.device = "cpu",
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:  # fmt: skip
         """(inputs, labels) of `size` images at a time, the last batch maybe smaller; `images`: stop after so many.
 
-        With `generator` the images come shuffled, and with `augment` they are padded by an eighth, cropped at a random place and
-        flipped at random (MemNet, section 4: CIFAR's 32 to 40 and back); `cutout`: side of the square that is blanked.
+        `resolution`: one for all, or one for each batch. With `generator` the images come shuffled, and `augment` changes them at random;
+        `cutout`: side of the square that is blanked. `share`: (k, m) gives each batch's images k, k + m, ... alone, for one of m
+        processes. `device`: where the batches are made.
         """
         import torch
 
         source, labels = self.part(part)
         n = len(labels) if images is None else min(images, len(labels))
         order = torch.arange(len(labels)) if generator is None else torch.randperm(len(labels), generator=generator)
-        for start in range(0, n, size):
-            chosen = order[start : min(start + size, n)]
-            batch = source[chosen]
-            if augment:
-                batch = _cropped(batch, generator)
-            inputs = self.normalized(batch, resolution=resolution)
+        for number, start in enumerate(range(0, n, size)):
+            chosen = order[start : min(start + size, n)][share[0] :: share[1]]
+            side = resolution[number] if isinstance(resolution, Sequence) else resolution
+            batch = source[chosen].to(device)
+            if augment is not None:
+                batch = augment(batch, generator, side)
+            inputs = self.normalized(batch, resolution=side)
             if cutout:
                 _cut_out(inputs, cutout, generator)
-            yield inputs, labels[chosen]
+            yield inputs, labels[chosen].to(device)
 
     def limited(self, images: int, *, seed: int = 0) -> ImageData:
         """With at most `images` training images, drawn evenly over the classes."""
@@ -184,21 +188,6 @@ def _even(labels: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
     return order[np.argsort(rank[order], kind="stable")][:n]
 
 
-def _cropped(images: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
-    import torch
-
-    n, _, h, w = images.shape
-    pad = max(1, h // 8)
-    padded = torch.nn.functional.pad(images, (pad, pad, pad, pad))
-    top = torch.randint(0, 2 * pad + 1, (n, 1, 1), generator=generator)
-    left = torch.randint(0, 2 * pad + 1, (n, 1, 1), generator=generator)
-    flip = torch.rand((n, 1, 1), generator=generator) < 0.5
-    across = torch.arange(w).view(1, 1, w)
-    columns = left + torch.where(flip, w - 1 - across, across)
-    rows = top + torch.arange(h).view(1, h, 1)
-    return padded[torch.arange(n).view(n, 1, 1), :, rows, columns].permute(0, 3, 1, 2)
-
-
 def _cut_out(inputs: torch.Tensor, side: int, generator: torch.Generator | None) -> None:
     import torch
 
@@ -207,7 +196,7 @@ def _cut_out(inputs: torch.Tensor, side: int, generator: torch.Generator | None)
     x = torch.randint(0, w, (n, 1), generator=generator)
     rows = (torch.arange(h) - y).abs() * 2 <= side
     columns = (torch.arange(w) - x).abs() * 2 <= side
-    inputs.masked_fill_((rows.view(n, 1, h, 1) & columns.view(n, 1, 1, w)), 0.0)
+    inputs.masked_fill_((rows.view(n, 1, h, 1) & columns.view(n, 1, 1, w)).to(inputs.device), 0.0)
 
 
 # ---- tables -----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -41,8 +42,8 @@ class Candidate:
         return Proposal(self.arch, origin=self.origin, settings=self.settings)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values: `architecture` is the text, `cost` the measured cost."""
-        whole = {k: int(v) if float(v).is_integer() and abs(v) < 2**53 and k != "accuracy" else v for k, v in self.values.items()}
+        """As JSON values: `architecture` is the text, `cost` the measured cost; a score that is not finite is null."""
+        whole = {name: _plain(name, value) for name, value in self.values.items()}
         found = {"index": self.index, "architecture": self.text, "genes": list(self.arch.genes), "origin": self.origin, **whole}
         return {**found, "cost": self.measured.to_dict() if self.measured else None, **({"note": self.note} if self.note else {})}
 
@@ -102,6 +103,13 @@ class SearchResult:
             "front": [c.to_dict() for c in self.front],
         }
         return {**document, "all": [c.to_dict() for c in self.trials]} if trials else document
+
+
+def _plain(name: str, value: float) -> float | None:
+    """A metric's value as JSON can say it, counts and bytes as whole numbers."""
+    if not math.isfinite(value):
+        return None
+    return int(value) if name != "accuracy" and float(value).is_integer() and abs(value) < 2**53 else value
 
 
 def front_of(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:

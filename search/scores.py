@@ -97,7 +97,7 @@ def _grad_norm(module: torch.nn.Module, inputs: torch.Tensor, labels: torch.Tens
 @contextmanager
 def _as_it_was(module: torch.nn.Module) -> Iterator[None]:
     """Puts back weights, buffers, dtypes, gradients and modes."""
-    modes = [(m, m.training) for m in module.modules()]
+    modes = [(m, m.training, dict(m._buffers)) for m in module.modules()]
     gradients = [(p, p.grad) for p in module.parameters()]
     data = [(t, t.data) for t in (*module.parameters(), *module.buffers())]
     for t, own in data:
@@ -105,9 +105,12 @@ def _as_it_was(module: torch.nn.Module) -> Iterator[None]:
     try:
         yield
     finally:
+        for m, training, buffers in modes:
+            m.training = training
+            m._buffers.update(buffers)  # a change of dtype puts others in their place
+        for p, _ in gradients:
+            p.grad = None
         for t, own in data:
             t.data = own
         for p, grad in gradients:
             p.grad = grad
-        for m, training in modes:
-            m.training = training

@@ -18,7 +18,7 @@ from typing import Any
 
 from ..compiler.errors import SourceError
 from .constraints import Constraints
-from .data import ImageData, load_data
+from .data import ImageData, TabularData, load_data
 from .engine import Context, Objective
 from .engines import PRESETS, load_engine
 from .evaluate import evaluator_for
@@ -33,6 +33,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
         "preset": "small", "seed": 0, "budget": "", "options": {}, "training": {}, "accounting": "lifetime", "weights": None,
     }
 )  # fmt: skip
+DATA_OPTIONS: Mapping[str, type] = MappingProxyType({"val": int, "seed": int, "size": int, "limit": int, "dataset": str})
 VALIDATION_IMAGES: Mapping[str, int] = MappingProxyType({"smoke": 1_000, "small": 2_500})
 _SPAN = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", re.IGNORECASE)
 
@@ -147,9 +148,19 @@ def tool_versions() -> dict[str, str]:
 
 def _loaded(description: Mapping[str, Any]) -> Any:
     """The data; unless their options say how many, the quick presets look at fewer validation images, evenly taken."""
-    data = load_data(description["data"], **description["data_options"])
+    options = description["data_options"]
+    for name, value in options.items():
+        if name not in DATA_OPTIONS:
+            raise SourceError(f"data have no option {name!r}; there are {', '.join(DATA_OPTIONS)}")
+        if isinstance(value, bool) or not isinstance(value, DATA_OPTIONS[name]):
+            raise SourceError(f"data option {name} is {value!r}; wanted {DATA_OPTIONS[name].__name__}")
+    data = load_data(description["data"], **options)
+    for name in options:
+        if (name == "dataset") != isinstance(data, TabularData):
+            wanted, found = ("tables", "images") if name == "dataset" else ("images", "a table")
+            raise SourceError(f"data option {name} is for {wanted}, and {description['data']} holds {found}: leave it out")
     most = VALIDATION_IMAGES.get(description["preset"])
-    if isinstance(data, ImageData) and most is not None and "val" not in description["data_options"]:
+    if isinstance(data, ImageData) and most is not None and "val" not in options:
         images, labels = data.val
         step = math.ceil(len(labels) / most)
         data = replace(data, val=(images[::step].clone(), labels[::step].clone()))

@@ -9,6 +9,7 @@ optuna-dashboard opens the same file or URL.
 from __future__ import annotations
 
 import json
+import math
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -29,6 +30,7 @@ KEY, RESULT = "neaptide", "neaptide_result"  # attributes of the study: what sea
 CONSTRAINTS = "constraints"  # where Optuna and its dashboard look for a trial's feasibility
 MAY_DIFFER = ("budget", "versions")  # a study can be continued for longer, and with other versions as long as they ask the same
 WAIT_S = 60.0
+INFINITE = ("inf", "-inf")  # how they stand among the attributes of a trial: JSON has no such numbers
 # Attributes of a trial that are no metric of it.
 FACTS = ("index", "architecture", "parent", "origin", "settings", "violation", "seconds", "stale")
 
@@ -111,7 +113,7 @@ class Study:
                 known = self._storage.get_trial(trial).user_attrs
                 for key, value in facts.items():
                     if key not in known:
-                        self._storage.set_trial_user_attr(trial, key, value)
+                        self._storage.set_trial_user_attr(trial, key, _attribute(value))
                 self._storage.set_trial_system_attr(trial, CONSTRAINTS, [outcome.violation])
                 self._storage.set_trial_state_values(trial, state, told)
             else:
@@ -169,7 +171,7 @@ class Study:
             values=told,
             params=dict(zip(names, map(int, proposal.arch.genes), strict=True)),
             distributions=dict(zip(names, choices, strict=True)),
-            user_attrs={**facts, **values},
+            user_attrs={**facts, **{key: _attribute(value) for key, value in values.items()}},
             system_attrs={CONSTRAINTS: [values["violation"]]} if "violation" in values else {},
         )
 
@@ -195,10 +197,14 @@ class Study:
             elif trial.state in (states.COMPLETE, states.PRUNED):
                 if "index" not in facts:
                     raise FormatError(f"trial {trial.number} at {self.url} was not written by Neaptide; keep other trials out of the study")
-                values = MappingProxyType({k: v for k, v in facts.items() if k not in FACTS})
+                values = MappingProxyType({k: float(v) if v in INFINITE else v for k, v in facts.items() if k not in FACTS})
                 arch = Architecture(self._space.name, tuple(trial.params[name] for name in sorted(trial.params)))
                 index = facts["index"]
                 self.finished[index] = Trial(index, arch, facts["origin"], values, facts["violation"], facts["seconds"])
+
+
+def _attribute(value: Any) -> Any:
+    return str(float(value)) if isinstance(value, float) and math.isinf(value) else value
 
 
 def stored_description(url: str, name: str) -> dict[str, Any] | None:

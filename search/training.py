@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..compiler.errors import SourceError
+from .augmentation import Augmentation
 from .weights import load_weights, save_weights
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class TrainSettings:
 
     `schedule`: "cosine" to zero over all epochs; "sgdr", cosine with warm restarts after `restart` epochs and twice as many each time
     (Loshchilov and Hutter 2017); "constant". `warmup`: epochs of linear rise first. `images`: images of an epoch, None for all.
+    `augment`: images are padded, cropped and flipped; `random_resized_crop`, `brightness`, `contrast`, `saturation`: see `Augmentation`.
     `resolution`: side to which images are resized, None as they are. `precision` "auto" times both and keeps the faster.
     `head_width`: a last linear layer that reads more features than this learns slower in proportion, so that one rate serves narrow and
     wide networks (output weights of Yang et al. 2021, table 3); None for one rate.
@@ -49,11 +51,23 @@ class TrainSettings:
     warmup: float = 0.0
     label_smoothing: float = 0.0
     augment: bool = True
+    random_resized_crop: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
     cutout: int = 0
     images: int | None = None
     resolution: int | None = None
     precision: Precision = "auto"
     head_width: int | None = None
+
+    def __post_init__(self) -> None:
+        _ = self.augmentation  # which refuses what it cannot draw
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to training images."""
+        return Augmentation(self.augment, self.random_resized_crop, self.brightness, self.contrast, self.saturation)
 
     def rate(self, epoch: float) -> float:
         """Learning rate at a moment, in epochs from the start."""
@@ -114,8 +128,8 @@ def train(
         module.train()
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         total = 0.0
-        batches = data.batches("train", settings.batch, resolution=settings.resolution, generator=generator, augment=settings.augment,
-                               cutout=settings.cutout, images=images)  # fmt: skip
+        batches = data.batches("train", settings.batch, resolution=settings.resolution, generator=generator,
+                               augment=settings.augmentation, cutout=settings.cutout, images=images)  # fmt: skip
         for step, (inputs, labels) in enumerate(batches):
             for group in optimizer.param_groups:
                 group["lr"] = group["scale"] * settings.rate(epoch + step / steps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +17,7 @@ from neaptide.compiler.errors import SourceError
 from neaptide.search.engine import Context, Objective, Outcome
 from neaptide.search.engines.memnet import MemNet, selection_score
 from neaptide.search.engines.memnet_controller import Controller, ControllerSettings, average_precision, discounted_gain
+from neaptide.search.engines.memnet_paths import path_features
 from neaptide.search.spaces import load_space
 from neaptide.search.spaces.memnet import MemNet as MemNetSpace
 from neaptide.search.weights import inherit
@@ -124,6 +126,65 @@ def test_an_order_averaged_ranking_hardly_depends_on_the_order():
     controller = Controller(settings).fit(blocks[:60], worth[:60], worth[:60] + 50, worth[:60] + 50)
     straight, turned = controller.score(blocks[60:]), controller.score(blocks[60:][::-1])[::-1]
     assert np.corrcoef(straight, turned)[0, 1] > 0.995
+
+
+def test_numbers_of_the_whole_tell_what_blocks_do_not():
+    blocks, _ = sequences(300)
+    worth = np.random.default_rng(3).normal(0, 1, 300)  # nothing that the blocks show
+    whole = np.stack([1000 + 5 * worth, np.full(300, 7.0)], axis=1)  # in a unit of its own, and one number that never changes
+    settings = ControllerSettings(hidden=24, embedding=24, steps=120, lr=5e-3, list_size=20)
+    known = (blocks[:150], worth[:150], np.full(150, 9.0), np.full(150, 9.0))
+    controller = Controller(settings, seed=1).fit(*known, whole[:150])
+    scores = controller.score(blocks[150:], whole[150:])
+    assert average_precision(scores, worth[150:], 30) > 0.7
+    assert average_precision(Controller(settings, seed=1).fit(*known).score(blocks[150:]), worth[150:], 30) < 0.5
+    changed = whole[150:] + np.array([0.0, 50.0])
+    assert np.array_equal(controller.score(blocks[150:], changed), scores)
+    assert np.array_equal(Controller(settings).load(controller.state()).score(blocks[150:], whole[150:]), scores)
+    with pytest.raises(SourceError, match="fitted with 2 numbers a network, not 0 for 150"):
+        controller.score(blocks[150:])
+    with pytest.raises(SourceError, match="fitted with 2 numbers a network, not 0 for 150"):
+        controller.fit(*known)
+
+
+def test_path_features_against_every_path_walked():
+    rng = np.random.default_rng(0)
+    pairs = np.array([(a, b) for b in range(1, 6) for a in range(b)])
+    edges = np.concatenate([np.broadcast_to(pairs, (200, *pairs.shape)), rng.integers(-1, 3, (200, len(pairs), 1))], axis=2)
+    edges[:20, rng.permutation(len(pairs))[:8], 2] = -1
+    edges[20, :, 2] = -1
+    got = path_features(edges, 3, 5)
+    assert got.shape == (200, 15) and got.dtype == np.float32
+    for row, network in zip(got, edges.tolist(), strict=True):
+        walked = list(ways(network, 0, 5))
+        counts = np.array([[sum(network[e][2] == o for e in way) for o in range(3)] for way in walked]).reshape(-1, 3)
+        used = {e for way in walked for e in way}
+        lengths = counts.sum(1)
+        wanted = [
+            *(sum(network[e][2] == o for e in used) for o in range(3)),
+            *(counts.max(0) if walked else [-1] * 3),
+            *(counts.min(0) if walked else [-1] * 3),
+            *np.log1p((counts == lengths[:, None]).sum(0)),
+            *((lengths.max(), lengths.min()) if walked else (-1, -1)),
+            np.log1p(len(walked)),
+        ]
+        assert row == pytest.approx(wanted, abs=1e-5)
+
+
+def ways(network: list[list[int]], at: int, output: int) -> Iterator[list[int]]:
+    """Every path from location `at` to `output`, as indices of edges."""
+    if at == output:
+        yield []
+        return
+    for e, (source, to, operation) in enumerate(network):
+        if source == at and operation >= 0:
+            yield from ([e, *way] for way in ways(network, to, output))
+
+
+def test_path_features_do_not_know_the_names_of_locations():
+    edges = np.array([[[0, 1, 2], [0, 2, 0], [1, 3, 1], [2, 3, 2]], [[0, 2, 2], [0, 1, 0], [2, 3, 1], [1, 3, 2]]])
+    first, second = path_features(edges, 3, 3)
+    assert np.array_equal(first, second) and first[-1] == pytest.approx(np.log(3))
 
 
 def test_a_controller_that_learned_nothing_says_so():

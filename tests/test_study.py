@@ -11,6 +11,7 @@ import sys
 import textwrap
 import time
 from contextlib import closing
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 import neaptide
 from neaptide.cli import main
 from neaptide.compiler.errors import BudgetError, NeaptideError, SourceError
+from neaptide.report.search_html import render_search
 from neaptide.report.units import parse_bytes
 from neaptide.search.constraints import Constraint, Constraints, parse_constraint
 from neaptide.search.data import ImageData, TabularData
@@ -33,6 +35,7 @@ from neaptide.search.network_source import network_source
 from neaptide.search.objectives import front, losses, parse_objectives
 from neaptide.search.oracle import Oracle
 from neaptide.search.outputs import write_front, write_network
+from neaptide.search.result import Candidate
 from neaptide.search.run import search
 from neaptide.search.setup import Budget, parse_budget
 from neaptide.search.spaces import list_spaces, load_space
@@ -319,6 +322,25 @@ def test_what_was_running_when_the_process_died_is_failed_and_done_again(space, 
     assert states == [(0, "COMPLETE", None), (1, "FAIL", True), (1, "COMPLETE", None)]
 
 
+def test_scores_without_a_number_are_kept_and_shown(space, tmp_path):
+    """SynFlow of a network that nothing flows through is -inf, which JSON cannot say: neither study nor document may fail."""
+    url, objectives = f"sqlite:///{tmp_path / 's.sqlite'}", parse_objectives("synflow")
+    study, arch = Study.open(url, "s", space, objectives, {}, resume=False), space.architecture([0] * 6)
+    study.start(0, Proposal(arch), {"peak": 5})
+    for i, value in enumerate((-np.inf, -np.inf, 2.5)):
+        study.finish(i, Outcome(Proposal(arch), {"synflow": value, "peak": 5}), 0.1)
+    with closing(sqlite3.connect(tmp_path / "s.sqlite")) as db:
+        assert [v for (v,) in db.execute("SELECT value_json FROM trial_user_attributes WHERE key = 'synflow'")] == [
+            '"-inf"',
+            '"-inf"',
+            "2.5",
+        ]
+    again = Study.open(url, "s", space, objectives, {}, resume=True)
+    assert [again.finished[i].values["synflow"] for i in range(3)] == [-np.inf, -np.inf, 2.5] and again.finished[1].values["peak"] == 5
+    found = Candidate(0, arch, space.text(arch), "random", again.finished[0].values, True).to_dict()
+    assert found["synflow"] is None and json.loads(json.dumps(found, allow_nan=False)) == found
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
 def test_a_search_killed_for_real_is_taken_up(oracle, tmp_path):
     """Twice in the middle of its writing; the end is that of a search in this process."""
@@ -543,10 +565,19 @@ def test_networks_are_trained_and_the_chosen_one_is_written(images, tmp_path):
     assert len(rows) == len(result.front) and rows[0]["architecture"] == result.best.text
 
 
+def test_data_options_that_do_not_apply_are_refused(images, tmp_path):
+    x, y = (part.numpy() for part in images.train)
+    np.savez(tmp_path / "x.npz", x_train=x.transpose(0, 2, 3, 1), y_train=y)
+    with pytest.raises(SourceError, match=r"dataset is for tables, and .*x\.npz holds images"):
+        search("nasbench201", "random", data=tmp_path / "x.npz", data_options={"dataset": "cifar100"}, folder=tmp_path / "s")
+
+
 def test_scores_are_objectives(images, tmp_path):
     settings = {"space_options": {"C": 2, "N": 1, "resolution": 8}, "data": images, "preset": "smoke", "budget": 3}
     result = search("nasbench201", "random", objectives="naswot,params", folder=tmp_path, **settings, workers=1)
     assert result.test_accuracy is None and all("naswot" in c.values for c in result.trials)
+    dead = replace(result.trials[0], values={**result.trials[0].values, "naswot": -np.inf})
+    assert '"values":[[null' in render_search(replace(result, trials=(dead, *result.trials[1:])))
 
 
 @pytest.mark.parametrize("name", sorted({*list_spaces()} - {"compofa", "moofa"}))  # these two make the modules of ofa_mbv3
@@ -592,7 +623,12 @@ def test_the_command_line_ends_with_one_line_of_json(run):
     document = json.loads(out)
     best = document["best"]
     assert best["params"] <= 8000 and {"architecture", "macs", "peak", "cost"} <= set(best) and document["front"][0] == best
-    assert "wrote f.csv" in err and Path("neaptide-search/network.py").exists() and Path("neaptide-search/study.sqlite").exists()
+    assert (
+        "wrote f.csv" in err
+        and "drawn at random" in err
+        and Path("neaptide-search/network.py").exists()
+        and Path("neaptide-search/study.sqlite").exists()
+    )
     assert run(*words)[0] == 2  # there is a study already
     code, out, _ = run("--resume", "--json")
     assert code == 0 and json.loads(out)["best"] == best
@@ -625,6 +661,9 @@ def test_ctrl_c_says_how_to_go_on(run, monkeypatch):
         (["-s", "nasbench_macro", "-e", "random", "--objective", "peak", "--constraint", "peak<=100B"], 3, ["the least planned peak is"]),
         ([*WORDS, "--objective", "peak", "--option", "population"], 2, ["KEY=VALUE"]),
         ([*WORDS, "--data", "nowhere"], 2, ["nowhere"]),
+        ([*WORDS, "--data", "nowhere", "--data-option", "vall=3"], 2, ["'vall'", "val, seed"]),
+        ([*WORDS, "--data", "nowhere", "--data-option", "val=some"], 2, ["val is 'some'", "int"]),
+        ([*WORDS, "--space-option", "cells=3"], 2, ["'cells'", "C, N, num_classes"]),
         (["--resume"], 2, ["--space"]),
         ([*WORDS, "--measure", "-1"], 2, ["--measure", "0"]),
     ],

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 from torch.multiprocessing.spawn import start_processes
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from neaptide.compiler.errors import BudgetError, SourceError
+from neaptide.search.augmentation import Augmentation
 from neaptide.search.data import ImageData
 from neaptide.search.engine import Proposal
 from neaptide.search.engines import moofa as engine_module
@@ -19,7 +21,7 @@ from neaptide.search.spaces import load_space
 from neaptide.search.spaces.mobile import MBConv
 from neaptide.search.spaces.ofa import OFAMobileNetV3
 from neaptide.search.supernets.elastic import ElasticSupernet, largest, load_supernet, sort_channels
-from neaptide.search.supernets.phases import SCHEDULES, Phase, Schedule, phase_rows
+from neaptide.search.supernets.phases import SCHEDULES, Phase, Schedule, image_sizes, phase_rows
 from neaptide.search.supernets.shrinking import shrink, side_of, subnet_accuracy
 from neaptide.search.training import evaluate, recalibrate
 from neaptide.search.weights import load_weights, save_weights
@@ -151,7 +153,7 @@ def test_supernets_know_their_subnets_and_weights():
 
 SHORT = Schedule(
     (Phase("teacher", 2, 0.05), Phase("kernel", 1, 0.02, 9), Phase("depth", 1, 0.02, 9, 9, subnets=2), Phase("expand", 2, 0.02, 9, 9, 9)),
-    batch=32, recalibration=64,
+    batch=32, recalibration=64, random_resized_crop=0.5, brightness=0.2, saturation=0.5, continuous_sizes=True,
 )  # fmt: skip
 
 
@@ -179,6 +181,36 @@ def test_published_schedule():
         (25, 2.5e-4, 0, 2.5e-5, 4), (120, 2.5e-4, 5, 7.5e-5, 4),
     ]  # fmt: skip
     assert phases[3].rate(0) == 7.5e-5 and phases[3].rate(5) == pytest.approx(7.5e-4) and phases[3].rate(120) == pytest.approx(0)
+
+    plan = SCHEDULES["paper"]
+    assert plan.augmentation == Augmentation(random_resized_crop=0.08, brightness=32 / 255, saturation=0.5) and plan.continuous_sizes
+    assert SCHEDULES["small"].augmentation == Augmentation(pad_and_crop=False)
+
+
+def test_continuous_sizes_are_all_multiples_of_four_between_the_resolutions(rng):
+    space = elastic(resolutions=(10, 22))
+    rows = space.sample_rows(rng, 400)
+    assert image_sizes(space, rows) == [(10, 22)[r] for r in rows[:, 0]]
+    drawn = image_sizes(space, rows, np.random.default_rng(1))
+    assert set(drawn) == {10, 12, 16, 20, 22} and drawn == image_sizes(space, rows, np.random.default_rng(1))
+    assert {12, 16, 20} <= set(drawn[:20])
+
+
+@pytest.mark.parametrize("continuous, sizes", [(True, {8, 12, 16}), (False, {8, 16})])
+def test_supernets_are_trained_on_those_sizes(continuous, sizes):
+    seen = {}
+
+    def look(module, inputs):
+        if isinstance(module, ElasticSupernet):
+            seen.setdefault(module.training, []).append(tuple(inputs[0].shape))
+
+    handle = register_module_forward_pre_hook(look)
+    try:
+        shrink(elastic(resolutions=(8, 16)), images(), replace(SHORT, batch=8, continuous_sizes=continuous))
+    finally:
+        handle.remove()
+    assert {side for _, _, side, _ in seen[True]} == sizes
+    assert len(seen[False]) == 12 * 4 and set(seen[False]) <= set(seen[True])  # the teacher sees what it teaches
 
 
 class Killed(Exception):
@@ -219,22 +251,28 @@ def test_subnets_learn_by_shrinking():
     assert subnet_accuracy(supernet, largest(space), data, recalibration=96) > 60
 
 
+UNEVEN = 97  # images: the last of a batch of 32 would leave one process without any
+
+
 def _one_of_two(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    supernet = shrink(elastic(), images(), replace(SHORT, batch=16), seed=1, folder=f"{folder}/run")
-    save_weights(f"{folder}/rank{rank}.safetensors", supernet.state_dict())
+    losses = []
+    plan = replace(SHORT, batch=16)
+    supernet = shrink(elastic(), images(UNEVEN), plan, seed=1, folder=f"{folder}/run", progress=lambda *told: losses.append(told[2]))
+    save_weights(f"{folder}/rank{rank}.safetensors", supernet.state_dict(), {"losses": losses})
     torch.distributed.destroy_process_group()
 
 
 def test_two_processes_train_one_supernet(tmp_path):
     method = "spawn" if torch.cuda.is_available() else "fork"  # autograd's threads, which a GPU brings, do not survive a fork
     start_processes(_one_of_two, (str(tmp_path),), nprocs=2, start_method=method)
-    first, second = (load_weights(tmp_path / f"rank{rank}.safetensors")[0] for rank in (0, 1))
-    assert all(torch.equal(first[name], t) for name, t in second.items())
+    (first, told), (second, other) = (load_weights(tmp_path / f"rank{rank}.safetensors") for rank in (0, 1))
+    assert np.isfinite([told["losses"], other["losses"]]).all() and told["losses"] != other["losses"]  # each on images of its own
+    assert all(torch.equal(first[name], t) and t.isfinite().all() for name, t in second.items()) and len(first) == len(second)
     kept, facts = load_weights(tmp_path / "run" / "supernet.safetensors")
     assert all(torch.equal(kept[f"m.{name}"], t) for name, t in first.items()) and facts["phase"] == 3
-    alone = shrink(elastic(), images(), replace(SHORT, batch=16), seed=1).state_dict()
+    alone = shrink(elastic(), images(UNEVEN), replace(SHORT, batch=16), seed=1).state_dict()
     assert not all(torch.equal(first[name], t) for name, t in alone.items())
 
 

@@ -8,6 +8,7 @@ Where the paper leaves things open, or where measurement showed better:
 - the cross-entropy is taken list-wise (ListNet, Cao et al. 2007) between softmax(ranks as normal scores / temperature) and the scores;
 - heads read the encoding as well as the ranking GRU's state (a residual path), and the encoding is the encoder GRU's last state plus a
   linear map of all blocks at their places; the paper mentions neither, and the second alone raised NDCG@50 by a tenth on NAS-Bench-201;
+- that map may read numbers about each network as a whole too, such as those of `memnet_paths`, which the paper does not have either;
 - a GRU over a list depends on the list's order: orders are shuffled in training and averaged over at inference;
 - several such networks with different weights may vote (`members`), which the paper does not do.
 """
@@ -60,11 +61,15 @@ class Controller:
         self._seed = seed
         self._members: list[Any] = []
 
-    def fit(self, blocks: np.ndarray, accuracy: np.ndarray, params: np.ndarray, memory: np.ndarray) -> Controller:
+    def fit(
+        self, blocks: np.ndarray, accuracy: np.ndarray, params: np.ndarray, memory: np.ndarray, whole: np.ndarray | None = None
+    ) -> Controller:
         """Train anew, or go on from what was learned before when it was. Returns itself.
 
-        `blocks`: float32 (networks, blocks, features), networks with fewer blocks padded by zero blocks at the end; the other three are
-        (networks,), in any unit. Deterministic by the seed. Raises `SourceError` for fewer than two networks.
+        `blocks`: float32 (networks, blocks, features), networks with fewer blocks padded by zero blocks at the end; the next three are
+        (networks,), in any unit. `whole`: (networks, numbers), in any unit, about each network as a whole; only kind "cross" reads them,
+        and `score` needs them from then on. Deterministic by the seed. Raises `SourceError` for fewer than two networks, and for `whole`
+        where it was not given before or the other way about.
         """
         import torch
 
@@ -72,30 +77,33 @@ class Controller:
             raise SourceError(f"a ranking is learned from two networks or more, not {len(blocks)}")
         ranks = _normal_scores(accuracy) if self.settings.loss == "listnet" else _standard(np.asarray(accuracy, float))
         wanted = np.stack([ranks, _standard(np.log(np.maximum(params, 1))), _standard(np.log(np.maximum(memory, 1)))], axis=1)
-        inputs, targets = torch.from_numpy(np.ascontiguousarray(blocks, np.float32)), torch.from_numpy(wanted.astype(np.float32))
+        targets = torch.from_numpy(wanted.astype(np.float32))
         with torch.random.fork_rng(devices=[]):
             for i in range(self.settings.members):
                 seed = self._seed * 1009 + i
                 if i == len(self._members):
                     torch.manual_seed(seed)
-                    self._members.append(_network(blocks.shape[1], blocks.shape[2], self.settings))
-                _train(self._members[i], inputs, targets, self.settings, seed)
+                    numbers = 0 if whole is None or self.settings.kind != "cross" else whole.shape[1]
+                    self._members.append(_network(blocks.shape[1], blocks.shape[2], numbers, self.settings))
+                    if numbers:
+                        self._members[i].standardize(torch.from_numpy(np.asarray(whole, np.float32)))
+                _train(self._members[i], self._inputs(blocks, whole), targets, self.settings, seed)
         return self
 
-    def score(self, blocks: np.ndarray) -> np.ndarray:
-        """Predicted standing of each network, higher is better: float64 (networks,), comparable within one call."""
+    def score(self, blocks: np.ndarray, whole: np.ndarray | None = None) -> np.ndarray:
+        """Predicted standing of each network, higher is better: float64 (networks,), comparable within one call. Arguments as in `fit`."""
         import torch
 
         if not self._members:
             raise SourceError("the controller has learned nothing yet: fit it first")
-        inputs = torch.from_numpy(np.ascontiguousarray(blocks, np.float32))
-        n, size = len(inputs), self.settings.list_size
+        inputs = self._inputs(blocks, whole)
+        n, size = len(blocks), self.settings.list_size
         total = np.zeros(n)
         orders = 1 if self.settings.kind == "single" else self.settings.orders
         with torch.no_grad():
             for member in self._members:
                 member.eval()
-                encoded = member.encode(inputs)
+                encoded = member.encode(*inputs)
                 for order in range(orders):
                     shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(order))
                     padded = torch.cat([shuffled, shuffled[: -n % size]]) if n >= size else shuffled
@@ -103,6 +111,18 @@ class Controller:
                     given = member.heads(encoded[lists])[..., 0].reshape(-1)[:n].double()
                     total[shuffled.numpy()] += given.numpy()
         return total / (orders * len(self._members))
+
+    def _inputs(self, blocks: np.ndarray, whole: np.ndarray | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Blocks and numbers of the whole as the networks read them; no numbers are (networks, 0)."""
+        import torch
+
+        numbers = np.zeros((len(blocks), 0)) if whole is None or self.settings.kind != "cross" else whole
+        known = self._members[0].numbers
+        if numbers.shape != (len(blocks), known):
+            raise SourceError(
+                f"the controller was fitted with {known} numbers a network, not {numbers.shape[1]} for {len(numbers)} networks"
+            )
+        return torch.from_numpy(np.ascontiguousarray(blocks, np.float32)), torch.from_numpy(np.ascontiguousarray(numbers, np.float32))
 
     def state(self) -> dict[str, torch.Tensor]:
         """All weights by name, for `search.weights.save_weights`."""
@@ -115,18 +135,22 @@ class Controller:
             own = {name.partition(".")[2]: t for name, t in state.items() if name.partition(".")[0] == str(i)}
             width = self.settings.embedding
             length = own["placed.weight"].shape[1] // width if "placed.weight" in own else 1
-            member = _network(length, own["embed.weight"].shape[1], self.settings)
+            numbers = own["whole.weight"].shape[1] if "whole.weight" in own else 0
+            member = _network(length, own["embed.weight"].shape[1], numbers, self.settings)
             member.load_state_dict(own)
             self._members.append(member)
         return self
 
 
-def _network(length: int, features: int, settings: ControllerSettings) -> Any:
+def _network(length: int, features: int, numbers: int, settings: ControllerSettings) -> Any:
     import torch
     from torch import nn
 
     class Ranker(nn.Module):
         """Encoder, ranking GRU where there is one, and the heads on either or both."""
+
+        middle: torch.Tensor
+        scale: torch.Tensor
 
         def __init__(self) -> None:
             super().__init__()
@@ -134,16 +158,33 @@ def _network(length: int, features: int, settings: ControllerSettings) -> Any:
             self.encoder = nn.GRU(settings.embedding, settings.hidden, batch_first=True)
             self.ranking = nn.GRU(settings.hidden, settings.hidden, batch_first=True) if settings.kind != "single" else None
             self.placed = nn.Linear(length * settings.embedding, settings.hidden) if settings.kind == "cross" else None
+            self.numbers = numbers
+            if numbers:
+                self.whole = nn.Linear(numbers, settings.hidden)
+                self.register_buffer("middle", torch.zeros(numbers))
+                self.register_buffer("scale", torch.ones(numbers))
             self.own = nn.Linear(settings.hidden, HEADS) if settings.kind != "double" else None
             self.listed = nn.Linear(settings.hidden, HEADS) if settings.kind != "single" else None
 
-        def encode(self, blocks: torch.Tensor) -> torch.Tensor:
-            """(networks, blocks, features) to (networks, hidden): the state after the last block that is not padding, and the places."""
+        def standardize(self, whole: torch.Tensor) -> None:
+            """Read numbers as deviations from those of `whole`; the ones that are the same throughout are left out from then on."""
+            deviation = whole.std(0, correction=0)
+            self.middle.copy_(whole.mean(0))
+            self.scale.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 0))
+
+        def encode(self, blocks: torch.Tensor, whole: torch.Tensor) -> torch.Tensor:
+            """(networks, blocks, features) and (networks, numbers) to (networks, hidden).
+
+            The state after the last block that is not padding, and the places with the whole.
+            """
             embedded = torch.relu(self.embed(blocks))
             there = (blocks != 0).any(-1)
             last = torch.where(there, torch.arange(blocks.shape[1]), 0).amax(-1)
             state = self.encoder(embedded)[0][torch.arange(len(blocks)), last]
-            return state if self.placed is None else state + torch.relu(self.placed(embedded.flatten(1)))
+            if self.placed is None:
+                return state
+            placed = self.placed(embedded.flatten(1))
+            return state + torch.relu(placed + self.whole((whole - self.middle) * self.scale) if self.numbers else placed)
 
         def heads(self, encoded: torch.Tensor) -> torch.Tensor:
             """(lists, networks, hidden) to (lists, networks, 3)."""
@@ -157,18 +198,19 @@ def _network(length: int, features: int, settings: ControllerSettings) -> Any:
     return Ranker()
 
 
-def _train(member: Any, blocks: torch.Tensor, wanted: torch.Tensor, settings: ControllerSettings, seed: int) -> None:
+def _train(member: Any, inputs: tuple[torch.Tensor, torch.Tensor], wanted: torch.Tensor, settings: ControllerSettings, seed: int) -> None:
     import torch
 
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.AdamW(member.parameters(), lr=settings.lr, weight_decay=settings.weight_decay)
-    n, size = len(blocks), min(settings.list_size, len(blocks))
+    n, size = len(wanted), min(settings.list_size, len(wanted))
     member.train()
     for step in range(settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = settings.lr / 2 * (1 + math.cos(math.pi * step / settings.steps))
         chosen = torch.stack([torch.randperm(n, generator=generator)[:size] for _ in range(settings.lists)])
-        given = member.heads(member.encode(blocks[chosen].flatten(0, 1)).unflatten(0, chosen.shape))
+        drawn, places = chosen.unique(return_inverse=True)
+        given = member.heads(member.encode(*(part[drawn] for part in inputs))[places])
         truth = wanted[chosen]
         if settings.loss == "listnet":
             likely = torch.softmax(truth[..., 0] / settings.temperature, dim=1)

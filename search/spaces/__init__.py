@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from importlib import import_module
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,10 @@ def load_space(name: str, **options: Any) -> Space:
         made = _own_class(name)
     else:
         raise SourceError(f"no search space {name!r}; there are {', '.join(_CLASSES)}, or your own as FILE.py:CLASS")
+    parameters = signature(made).parameters.values()
+    unknown = [o for o in options if o not in [p.name for p in parameters]]
+    if unknown and not any(p.kind is Parameter.VAR_KEYWORD for p in parameters):
+        raise SourceError(f"space {name} has no option {unknown[0]!r}; it has {', '.join(p.name for p in parameters) or 'none'}")
     try:
         space = made(**options)
     except TypeError as error:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import numpy as np
 
+from ..augmentation import Augmentation
 from ..spaces.ofa import STAGES, CompOFA, OFAMobileNetV3
 
 ALL = 99
@@ -43,6 +44,8 @@ class Schedule:
 
     batch: images of a process and step; images: training images of an epoch, None for all. kd: weight of the cross-entropy with the
     teacher's soft labels beside that with the smoothed labels. recalibration: images that a subnet's batch statistics are taken from.
+    augment: images are padded, cropped and flipped; random_resized_crop to saturation: see `search.augmentation`. continuous_sizes:
+    images of a batch have a size drawn from all multiples of 4 between the space's resolutions, not from these alone.
     """
 
     phases: tuple[Phase, ...]
@@ -54,13 +57,22 @@ class Schedule:
     kd: float = 1.0
     recalibration: int = 2_000
     augment: bool = True
+    random_resized_crop: float = 0.0
+    brightness: float = 0.0
+    contrast: float = 0.0
+    saturation: float = 0.0
+    continuous_sizes: bool = False
     precision: str = "fp32"
+
+    @property
+    def augmentation(self) -> Augmentation:
+        """What is done to training images."""
+        return Augmentation(self.augment, self.random_resized_crop, self.brightness, self.contrast, self.saturation)
 
 
 SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
     {
-        # As MOOFA's program trains on ImageNet, on 8 GPUs, where the paper's table is an image. Random crops of any size, colour distortion
-        # and image sizes between the resolutions are not done here: images are padded, cropped and flipped as for CIFAR.
+        # As MOOFA's program trains on ImageNet, on 8 GPUs, where the paper's table is an image.
         "paper": Schedule(
             (
                 Phase("teacher", 180, 3e-2, warmup_lr=3e-3),
@@ -69,7 +81,11 @@ SCHEDULES: Mapping[str, Schedule] = MappingProxyType(
                 Phase("depth2", 120, 7.5e-4, ALL, ALL, subnets=2, warmup=5, warmup_lr=7.5e-5),
                 Phase("expand1", 25, 2.5e-4, ALL, ALL, 2, subnets=4, warmup_lr=2.5e-5),
                 Phase("expand2", 120, 2.5e-4, ALL, ALL, ALL, subnets=4, warmup=5, warmup_lr=7.5e-5),
-            )
+            ),
+            random_resized_crop=0.08,
+            brightness=32 / 255,
+            saturation=0.5,
+            continuous_sizes=True,
         ),
         # Short trainings need greater rates, and one subnet a step, which makes more steps of as much work. Crops and flips cost them more
         # than they give: 7 points on Fashion-MNIST at 16 pixels after 4 epochs.
@@ -114,3 +130,14 @@ def phase_rows(space: OFAMobileNetV3, phase: Phase, rng: np.random.Generator, n:
     rows = rng.integers(cards - np.minimum(open_choices, cards), cards, (n, len(cards)), dtype=np.int16)
     rows[:, 0] = rows[0, 0]
     return space.canonical_rows(rows)
+
+
+def image_sizes(space: OFAMobileNetV3, rows: np.ndarray, rng: np.random.Generator | None = None) -> list[int]:
+    """Sides of the images of batches whose subnets are `rows` (n, genes), one of each batch: their resolutions, or with `rng` (continuous
+    image sizes) each drawn from the resolutions and all multiples of 4 between them, as Once-For-All's program does.
+    """
+    if rng is None:
+        return [space.resolutions[r] for r in rows[:, 0].tolist()]
+    least, greatest = space.resolutions[0], space.resolutions[-1]
+    sizes = sorted({*space.resolutions, *range(-(-least // 4) * 4, greatest + 1, 4)})
+    return [sizes[i] for i in rng.integers(len(sizes), size=len(rows)).tolist()]

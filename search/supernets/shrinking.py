@@ -30,7 +30,7 @@ from ..spaces.ofa import OFAMobileNetV3
 from ..training import evaluate, recalibrate
 from ..weights import load_weights, save_weights
 from .elastic import ElasticSupernet, load_supernet, sort_channels
-from .phases import Phase, Schedule, phase_rows
+from .phases import Phase, Schedule, image_sizes, phase_rows
 
 
 def shrink(
@@ -112,21 +112,28 @@ def _epoch(
     epoch: int,
     seeds: list[int],
 ) -> float:
-    """One epoch of a phase; the mean loss of a subnet, over this process's images."""
+    """One epoch of a phase; the mean loss of a subnet, over this process's images.
+
+    A last batch with fewer than two images for a process is left out: batch statistics need two.
+    """
     world, rank, space, device = _world(), _rank(), supernet.space, next(supernet.parameters()).device
     rng = np.random.default_rng(seeds)
     shuffled, dropout = (int(s) for s in rng.integers(2**31, size=2))
     images = min(schedule.images or len(data.train[1]), len(data.train[1]))
-    steps = math.ceil(images / (schedule.batch * world))
-    generator = torch.Generator().manual_seed(shuffled)
+    size = schedule.batch * world
+    if images > size and images % size < 2 * world:
+        images -= images % size
+    steps = math.ceil(images / size)
+    subnets = [phase_rows(space, phase, rng, phase.subnets) for _ in range(steps)]
+    sizes = image_sizes(space, np.stack([rows[0] for rows in subnets]), rng if schedule.continuous_sizes else None)
     total, seen = 0.0, 0
     supernet.train()
-    with _seeded(dropout + rank):
-        batches = data.batches("train", schedule.batch * world, generator=generator, augment=schedule.augment, images=images)
-        for step, (inputs, labels) in enumerate(batches):
-            rows = phase_rows(space, phase, rng, phase.subnets)
-            inputs, labels = inputs[rank::world].to(device), labels[rank::world].to(device)
-            inputs = _resized(inputs, space.resolutions[int(rows[0, 0])])
+    with _seeded(dropout + rank, device):
+        batches = data.batches(
+            "train", size, resolution=sizes, generator=torch.Generator().manual_seed(shuffled), augment=schedule.augmentation,
+            images=images, share=(rank, world), device=device,
+        )  # fmt: skip
+        for step, ((inputs, labels), rows) in enumerate(zip(batches, subnets, strict=True)):
             for group in optimizer.param_groups:
                 group["lr"] = phase.rate(epoch + step / steps) * world
             soft = None
@@ -147,13 +154,6 @@ def _epoch(
             optimizer.step()
     _share_statistics(supernet)
     return total / max(1, seen)
-
-
-def _resized(inputs: torch.Tensor, side: int) -> torch.Tensor:
-    """Images at another size, as `ImageData.normalized` makes them."""
-    if side == inputs.shape[-1]:
-        return inputs
-    return functional.interpolate(inputs, (side, side), mode="bilinear", antialias=side < inputs.shape[-1])
 
 
 def _autocast(precision: str, device: torch.device) -> AbstractContextManager[Any]:
@@ -188,8 +188,8 @@ def _copy(supernet: ElasticSupernet) -> ElasticSupernet:
 
 
 @contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[]):
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
