@@ -64,7 +64,8 @@ def test_a_block_cut_off_takes_its_channels_along():
     images = torch.randn(3, 3, 16, 16)
     for cut in ("1.1", "2.2", "5.1", "1.1,1.2,3.2,5.2"):
         child = space.parse(f"{blocks} cut={cut}")
-        whole, part = space.module(parent).eval(), space.module(child).eval()
+        whole: Any = space.module(parent).eval()
+        part = space.module(child).eval()
         for place in cut.split(","):
             position, block = (int(i) - 1 for i in place.split("."))
             cell = whole.cells[position]
@@ -277,6 +278,15 @@ def test_a_trim_that_wins_is_made_in_the_others_of_its_round():
             added = {next(i for i, (a, b) in enumerate(zip(*step, strict=True)) if b > a) for step in steps}
             assert len(added) == 1 and {o.proposal.parent for o in outcomes} <= {o.proposal.arch for o in before}
     assert followed
+
+
+def test_few_candidates_keep_places_for_grown_networks():
+    """Where a trim always looks better, `grown` of a round's candidates grow all the same."""
+    options = {"candidates": 4, "memory_weight": 0.9, "params_weight": 0.9, "accuracy_weight": 0.1, "controller_from": 1}
+    for grown in (0, 2):
+        rounds = [[o.proposal for o in outcomes] for outcomes in played(context(grown=grown, **options))]
+        ranked = [r for r in rounds[1:] if len({p.parent for p in r}) == 1 and len(SPACE.augment(r[0].parent)) >= 2]
+        assert ranked and {sum(p.origin == "augment" for p in proposals) for proposals in ranked} == {grown}
 
 
 def test_the_same_seed_gives_the_same_rounds_and_another_does_not():

@@ -205,6 +205,21 @@ def test_weights_come_back_and_broken_files_say_so(tmp_path):
         load_weights(tmp_path / "none.safetensors")
 
 
+def test_a_wide_classifier_learns_slower_in_proportion(stripes):
+    """After one step without momentum, its weights have moved by `head_width` over what it reads; everything else as far as before."""
+    moved = []
+    for head_width in (None, 1_000, 8):
+        module = net(8)
+        before = {k: v.detach().clone() for k, v in module.named_parameters()}
+        train(module, stripes, TrainSettings(epochs=1, batch=32, images=32, lr=0.1, momentum=0.0, weight_decay=0.0, augment=False,
+                                             precision="fp32", head_width=head_width), seed=1)  # fmt: skip
+        moved.append({k: v.detach() - before[k] for k, v in module.named_parameters()})
+    plain, roomy, slow = moved
+    assert all(torch.equal(plain[k], roomy[k]) for k in plain)
+    torch.testing.assert_close(slow.pop("5.weight"), plain["5.weight"] * 8 / 32)
+    assert all(torch.equal(slow[k], plain[k]) for k in slow)
+
+
 def test_a_grown_network_inherits_the_corner_it_shares():
     small, large = net(4, seed=1), net(8, seed=2)
     before = large[0].weight.detach().clone()
