@@ -1,7 +1,7 @@
 """What the paths of a network from its input to its output look like, in numbers that MemNet's controller reads beside the blocks.
 
 The numbers depend on the network's graph alone and treat all operations alike. Networks that differ only in the names of their locations
-have the same ones, and an edge that only passes its input on changes them little, whereas sequences of blocks may differ widely.
+have the same ones, though their sequences of blocks differ.
 """
 
 from __future__ import annotations
