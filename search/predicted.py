@@ -44,7 +44,7 @@ class PredictedCosts:
         memory: SegmentMemory | None = None,
     ):
         self.space, self.target = space, target
-        self.predictor = _predictor(target, database, predictor)
+        self.predictor = operator_predictor(target, database, predictor)
         self._memory = memory
         slots = space.slots()
         if slots and not self.check(slots):
@@ -166,7 +166,10 @@ def _wiring(graph: Graph, node: Node) -> list[tuple[int, tuple[int, ...], str]]:
     return [(t, tensor.shape, tensor.dtype) for t, tensor in windows]
 
 
-def _predictor(target: Target, database: CostDatabase | None, given: OperatorPredictor | str | Path | None) -> OperatorPredictor:
+def operator_predictor(
+    target: Target, database: CostDatabase | None, given: OperatorPredictor | str | Path | None = None
+) -> OperatorPredictor:
+    """`given`, or the predictor in that file; None: one fitted to what `database` (None: the user's own) knows of operators on `target`."""
     if given is None:
         boosting = find_spec("sklearn") is not None
         if database is not None:

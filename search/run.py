@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -97,8 +98,11 @@ def search(
         if value is not None:
             given[key] = dict(value)
     with only_one(folder):
-        description = describe(given, stored_description(url, name) if resume else None, f"study {name!r} at {url}")
-        setup = Setup.of(description, space=space, target=target, data=data, folder=folder, database=database)
+        stored = stored_description(url, name)
+        description = describe(given, stored if resume else None, f"study {name!r} at {url}")
+        predictor = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.predictor.npz"
+        parts = {"space": space, "target": target, "data": data, "folder": folder, "database": database}
+        setup = Setup.of(description, **parts, predictor=predictor, begun=stored is not None)
         opened = Study.open(url, name, setup.space, setup.objectives, {**description, "versions": tool_versions()}, resume=resume)
         try:
             loop = _Search(setup, opened, progress or (lambda *_: None))

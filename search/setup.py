@@ -17,7 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..compiler.errors import SourceError
-from .constraints import Constraints
+from .constraints import Constraints, parse_constraint
 from .data import ImageData, TabularData, load_data
 from .engine import Context, Objective
 from .engines import PRESETS, load_engine
@@ -34,6 +34,7 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
     }
 )  # fmt: skip
 DATA_OPTIONS: Mapping[str, type] = MappingProxyType({"val": int, "seed": int, "size": int, "limit": int, "dataset": str})
+PREDICTED = frozenset(("latency", "instructions"))
 VALIDATION_IMAGES: Mapping[str, int] = MappingProxyType({"smoke": 1_000, "small": 2_500})
 _SPAN = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?:in)?)?(?:(\d+)s)?", re.IGNORECASE)
 
@@ -110,8 +111,13 @@ class Setup:
         return self.context.objectives
 
     @staticmethod
-    def of(description: Mapping[str, Any], *, space: Any, target: Any, data: Any, folder: Path, database: Any) -> Setup:
-        """All parts; objects are taken as they are, the rest is made. Raises `BudgetError` where no architecture keeps a limit."""
+    def of(
+        description: Mapping[str, Any], *, space: Any, target: Any, data: Any, folder: Path, database: Any, predictor: Path, begun: bool
+    ) -> Setup:
+        """All parts; objects are taken as they are, the rest is made. Raises `BudgetError` where no architecture keeps a limit.
+
+        `predictor`: where a study that was `begun` before keeps what it predicts costs with.
+        """
         from ..targets.spec import load_target
         from .oracle import Oracle
 
@@ -125,7 +131,12 @@ class Setup:
             data = _in_channels(data, space)
         if description["target"] is not None and (target is None or isinstance(target, str)):
             target = load_target(description["target"])
-        oracle = Oracle(space, target, accounting=description["accounting"], weights=description["weights"], database=database)
+        kept = None
+        priced = {o.metric for o in objectives} | {parse_constraint(c).metric for c in description["constraints"]}
+        if target is not None and priced & PREDICTED:
+            kept = _kept_predictor(predictor, target, database, begun)
+        accounted = {"accounting": description["accounting"], "weights": description["weights"]}
+        oracle = Oracle(space, target, database=database, predictor=kept, **accounted)
         constraints = Constraints(description["constraints"], oracle, target)
         constraints.check()
         options = MappingProxyType(description["options"])
@@ -133,6 +144,20 @@ class Setup:
         engine = make(context)
         evaluator = getattr(engine, "evaluator", None) or evaluator_for(objectives, data, space, description["training"])
         return Setup(description, context, engine, evaluator, target)
+
+
+def _kept_predictor(path: Path, target: Any, database: Any, begun: bool) -> Path:
+    """`path`, with a predictor in it. What a search measures teaches the database; were its predictor fitted to that when it is taken up
+    again, it would ask for other architectures than the study holds.
+    """
+    from ..targets.predictors import save_predictor
+    from .predicted import operator_predictor
+
+    if not (begun and path.is_file()):
+        fitted = operator_predictor(target, database)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_predictor(fitted, path)
+    return path
 
 
 def tool_versions() -> dict[str, str]:

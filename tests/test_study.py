@@ -39,6 +39,7 @@ from neaptide.search.result import Candidate
 from neaptide.search.run import search
 from neaptide.search.setup import Budget, parse_budget
 from neaptide.search.spaces import list_spaces, load_space
+from neaptide.search.spaces.own import OwnSpace
 from neaptide.search.study import Study, only_one
 from neaptide.targets.spec import load_target
 
@@ -447,6 +448,50 @@ def test_an_engine_that_cannot_even_begin_is_an_error(images, tmp_path):
     small = {"width": 4, "max_blocks": 2, "resolution": 8}
     with pytest.raises(BudgetError, match=r"engine memnet finds no architecture of memnet to begin with under params<=600; loosen"):
         search("memnet", "memnet", space_options=small, data=images, constraints=["params<=600"], folder=tmp_path, preset="smoke")
+
+
+class Pairs(OwnSpace):
+    """Two convolutions, the first one with few or many channels."""
+
+    choices = {"wide": tuple(range(4, 28, 4))}  # noqa: RUF012
+
+    def build(self, choices):
+        import torch
+
+        return torch.nn.Sequential(torch.nn.Conv2d(3, choices["wide"], 1), torch.nn.Conv2d(choices["wide"], 4, 1))
+
+    def shape(self, choices):
+        return (1, 3, 4, 4)
+
+
+def test_what_is_measured_meanwhile_does_not_lead_a_search_astray(tmp_path):
+    """Costs predicted from a database that learns: a study taken up again predicts as it did when it began."""
+    pytest.importorskip("tvm")
+    from neaptide.search.predicted import fused_operators
+    from neaptide.targets.database import CostDatabase, OperatorRow
+    from neaptide.targets.remember import features
+
+    space = Pairs()
+    operators = {s: features(s) for arch in space.enumerate() for s in fused_operators(space.graph(arch))}
+    database = CostDatabase(tmp_path / "costs.sqlite")
+
+    def learn(price):
+        rows = (
+            OperatorRow(s, "cortex-m4f", "test", price(f["input"] + f["output"]), "instructions", features=f) for s, f in operators.items()
+        )
+        database.put_all(rows)
+
+    learn(lambda elements: 100.0 * elements)
+    settings = {"target": "cortex-m4f", "objectives": "instructions", "preset": "smoke", "measure": 0, "options": {"batch": 2}}
+    limited = {**settings, "constraints": ["instructions<=60k"], "database": database}
+    whole = search(space, "random", folder=tmp_path / "whole", **limited)
+    assert 2 < len(whole.trials) < space.size and {c.values["instructions"] <= 60_000 for c in whole.trials} == {True}
+    search(space, "random", folder=tmp_path / "broken", **limited, budget=2)
+    learn(lambda elements: 1e9 / elements)
+    resumed = search(space, resume=True, folder=tmp_path / "broken", database=database, budget=100, measure=0)
+    assert trials_of(resumed) == trials_of(whole)
+    with pytest.raises(BudgetError, match="instructions<=60k"):  # which a new search, of what is known now, finds too little
+        search(space, "random", folder=tmp_path / "other", **limited)
 
 
 def test_costs_alone_need_no_data(space, tmp_path):
