@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from ..compiler.errors import BudgetError, MissingExtraError
 from ..compiler.serialize import write_bytes, write_text
 from .engine import Context
 from .evaluate import weights_path
+from .metrics import METRICS, format_amount
 from .network_source import network_source
 from .result import Candidate, SearchResult
 from .weights import load_weights, save_weights
@@ -20,8 +21,10 @@ from .weights import load_weights, save_weights
 if TYPE_CHECKING:
     import torch
 
+    from ..targets.cost import Cost
     from ..targets.database import CostDatabase
     from ..targets.spec import Target
+    from .constraints import Constraint
     from .space import Space
 
 
@@ -85,7 +88,7 @@ def _onnx(module: torch.nn.Module, shape: tuple[int, ...]) -> bytes:
 
 
 def measure_candidate(candidate: Candidate, context: Context, target: Target | None, database: CostDatabase | None) -> Candidate:
-    """`candidate` with its cost on `target`, measured; or with a note that says why it cannot run there."""
+    """`candidate` with its cost on `target`, measured, and a note of the limits that it breaks; or with one that says why it cannot run."""
     import torch
 
     from ..targets.measure import measure
@@ -95,6 +98,14 @@ def measure_candidate(candidate: Candidate, context: Context, target: Target | N
     module, _ = network(context.space, candidate, context.folder)
     example: Any = (torch.randn(context.space.input_shape(candidate.arch), generator=torch.Generator().manual_seed(0)),)
     try:
-        return replace(candidate, measured=measure(module, example, target=target, name=candidate.arch.digest, database=database))
+        cost = measure(module, example, target=target, name=candidate.arch.digest, database=database)
     except (BudgetError, MissingExtraError) as error:
         return replace(candidate, note=f"not measured: {error}")
+    return replace(candidate, measured=cost, note=over_limits(cost, context.constraints))
+
+
+def over_limits(cost: Cost, constraints: Iterable[Constraint]) -> str:
+    """Which limits a real cost breaks that the oracle's numbers keep, in words; "" for none. Its arena is held to limits of the peak."""
+    real = {name: getattr(cost, "arena" if name == "peak" else name) for name in ("instructions", "latency", "flash", "arena", "peak")}
+    over = [c for c in constraints if real.get(c.metric) is not None and c.excess(real[c.metric])]
+    return "; ".join(f"{cost.kind} {format_amount(real[c.metric], METRICS[c.metric].unit)}, over {c.text}" for c in over)

@@ -34,13 +34,14 @@ from neaptide.search.metrics import parse_amount
 from neaptide.search.network_source import network_source
 from neaptide.search.objectives import front, losses, parse_objectives
 from neaptide.search.oracle import Oracle
-from neaptide.search.outputs import write_front, write_network
+from neaptide.search.outputs import over_limits, write_front, write_network
 from neaptide.search.result import Candidate
 from neaptide.search.run import search
 from neaptide.search.setup import Budget, parse_budget
 from neaptide.search.spaces import list_spaces, load_space
 from neaptide.search.spaces.own import OwnSpace
 from neaptide.search.study import Study, only_one
+from neaptide.targets.cost import Cost
 from neaptide.targets.spec import load_target
 
 CELLS = {"C": 4, "N": 1}
@@ -146,6 +147,14 @@ def test_a_target_brings_its_memories(oracle):
     assert [(c.metric, c.limit) for c in constraints] == [("params", 1e6), ("peak", board.sram), ("flash", board.flash)]
     assert "stm32f746's SRAM" in list(constraints)[1].text
     assert len(Constraints([], oracle, load_target("cpu"))) == 0
+
+
+def test_limits_that_a_run_breaks_are_named(oracle):
+    """The oracle's instructions are predicted, and its flash has no code: what was measured may be over a limit that they keep."""
+    limits = Constraints(["instructions<=20M", "flash<=1MB", "peak<=320KB", "params<=1k"], oracle)
+    cost = Cost("stm32f746", "measured", "n", instructions=21_500_000, arena=320_000, flash=1_000_001)
+    assert over_limits(cost, limits) == "measured 21,500,000, over instructions<=20M; measured 1,000,001 B, over flash<=1MB"
+    assert over_limits(replace(cost, instructions=None, flash=1_000_000), limits) == ""
 
 
 def test_violations_are_relative_and_added_up(space, oracle):
