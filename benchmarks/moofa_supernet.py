@@ -4,7 +4,7 @@ A small elastic space is shrunk progressively, engine `moofa` searches it under 
 each is taken out of the supernet, and also trained alone from scratch, as the teacher was. Choices are made by the validation part; both
 networks are judged on the test part, which nothing else looks at. A seed draws everything: what is carved off for validation, which
 12,000 images are trained on, weights, batches and subnets. A run is one data set and one seed: 9 minutes of one core on Fashion-MNIST,
-16 on CIFAR-10, so three seeds of the first, the default, stay within half an hour.
+14 on CIFAR-10, so three seeds of the first, the default, stay within half an hour.
 
     python -m benchmarks.moofa_supernet                               Fashion-MNIST, seeds 0, 1 and 2
     python -m benchmarks.moofa_supernet --data cifar10 --seed 0       files of the shared data; CIFAR-10 as JPEG, which is lossy
