@@ -629,3 +629,22 @@ def test_predicted_latency_is_that_of_whole_networks(known_operators):
 def test_predictions_need_a_target():
     with pytest.raises(SourceError, match="latency needs a target"):
         Oracle(load_space("nasbench_macro")).cost(np.zeros((1, 8), np.int16), ("latency",))
+
+
+def test_measured_costs_are_of_the_network_on_its_target(tmp_path):
+    """The emulator counts what runs over the planned arena; the operators it ran are in the oracle's database."""
+    for module in ("tvm", "unicorn", "ziglang"):
+        pytest.importorskip(module)
+    from neaptide.targets.database import CostDatabase
+
+    space, arch = Chain(), Architecture("chain", (1, 1, 2, 3))
+    database = CostDatabase(tmp_path / "costs.sqlite")
+    cost = Oracle(space, "cortex-m4f", database=database).measure(arch)
+    assert (cost.kind, cost.target) == ("measured", "cortex-m4f")
+    assert cost.arena == cost.plan and cost.max_error is not None and cost.max_error <= 1e-4
+    kept = {row.signature: row.value for row in database.rows(target="cortex-m4f")}
+    counted = [op.instructions for op in cost.per_op if op.instructions is not None]
+    assert len(counted) > 5 and cost.instructions is not None and 0.9 * cost.instructions <= sum(counted) <= cost.instructions
+    assert all(kept[op.signature] == pytest.approx(op.instructions, rel=0.05) for op in cost.per_op)
+    with pytest.raises(SourceError, match="measure needs a target"):
+        Oracle(space).measure(arch)
