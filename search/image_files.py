@@ -22,6 +22,7 @@ import numpy as np
 from ..compiler.errors import FormatError, MissingExtraError, SourceError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+_NAMED = 8  # arrays of a file that an error names
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
 
 
@@ -70,7 +71,8 @@ def _from_npz(path: Path) -> ImageFiles:
     elif "x_train" in arrays and "y_train" in arrays:
         parts = {p: (arrays[f"x_{p}"], arrays[f"y_{p}"].astype(np.int64)) for p in ("train", "test") if f"x_{p}" in arrays}
     else:
-        raise SourceError(f"{path} holds {', '.join(arrays) or 'nothing'}; labelled images are x_train, y_train, x_test, y_test")
+        names = [*arrays][:_NAMED] + ([f"{len(arrays) - _NAMED} more"] if len(arrays) > _NAMED else [])
+        raise SourceError(f"{path} holds {', '.join(names) or 'nothing'}; labelled images are x_train, y_train, x_test, y_test")
     train = _checked(path, *parts["train"])
     test = _checked(path, *parts["test"]) if "test" in parts else None
     return ImageFiles(path.stem, train, test, _class_names(arrays.get("class_names"), train[1]))

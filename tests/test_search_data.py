@@ -130,6 +130,9 @@ def test_what_is_no_data_says_what_was_expected(tmp_path):
     np.savez(tmp_path / "other.npz", a=np.zeros(3))
     with pytest.raises(SourceError, match=r"holds a; labelled images are x_train"):
         load_data(tmp_path / "other.npz")
+    np.savez(tmp_path / "many.npz", **{f"a{i}": np.zeros(1) for i in range(30)})  # type: ignore[arg-type]
+    with pytest.raises(SourceError, match=r"holds a0, a1, .*, a7, 22 more; labelled"):
+        load_data(tmp_path / "many.npz")
     (tmp_path / "broken.npz").write_bytes(b"PK\3\4 nothing")
     with pytest.raises((FormatError, SourceError), match=r"broken\.npz"):
         load_data(tmp_path / "broken.npz")
