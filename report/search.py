@@ -46,6 +46,11 @@ def _chosen(result: SearchResult, best: Candidate) -> list[Text]:
     lines = [Text(f"chosen: {best.text}", style="bold", no_wrap=True, overflow="ignore")]
     if result.test_accuracy is not None:
         lines.append(Text(f"accuracy on the held-out part, which the search never saw: {result.test_accuracy:.2f} %"))
+    for name, error in best.values.items():
+        metric = name.removesuffix("_error")
+        if metric != name and metric in best.values:
+            told = format_metric(metric, best.values[metric])
+            lines.append(Text(f"{metric} predicted: {told}, expected to be {error:.1%} off (networks left out were)"))
     if best.measured is not None:
         fits = {True: ", fits", False: ", does not fit", None: ""}[best.measured.fits]
         lines.append(Text(f"{best.measured.kind} on {best.measured.target}: {_measured(best)}{fits}"))

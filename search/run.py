@@ -240,11 +240,13 @@ class _Search:
             self._study.start(self._index + i, proposals[i], costs[i])
 
     def _priced(self, proposals: Sequence[Proposal], fresh: Sequence[int]) -> dict[int, dict[str, float]]:
-        """What the oracle says of the proposals at `fresh`, by position."""
+        """What the oracle says of the proposals at `fresh`, by position; with METRIC_error, the expected relative error, for predictions."""
         if not fresh:
             return {}
         costs = self._setup.context.oracle.cost([proposals[i].arch for i in fresh], metrics=self._metrics)
-        return {i: costs.values(k) for k, i in enumerate(fresh)}
+        known = {f"{name}_error": errors.tolist() for name, errors in costs.errors.items()}
+        more = [{name: errors[k] for name, errors in known.items() if math.isfinite(errors[k])} for k in range(len(fresh))]
+        return {i: {**costs.values(k), **more[k]} for k, i in enumerate(fresh)}
 
     def _outcome(self, proposal: Proposal, costs: Mapping[str, float], values: Mapping[str, float]) -> Outcome:
         merged = {**costs, **values}

@@ -247,7 +247,7 @@ def test_scores_leave_the_network_as_it_was_and_repeat(name, stripes):
 def test_synflow_of_a_linear_chain_is_its_sum_of_paths(stripes):
     torch.manual_seed(0)
     chain: Any = nn.Sequential(nn.Flatten(), nn.Linear(64, 3, bias=False), nn.Linear(3, 2, bias=False))
-    paths = float((chain[2].weight.abs().double() @ chain[1].weight.abs().double()).sum())
+    paths = (chain[2].weight.abs().double() @ chain[1].weight.abs().double()).sum().item()
     assert score("synflow", chain, stripes) == pytest.approx(np.log(2 * paths), rel=1e-9)
     with pytest.raises(SourceError, match="no training-free score"):
         score("magic", chain, stripes)

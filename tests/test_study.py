@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import io
+import itertools
 import json
 import os
 import sqlite3
@@ -19,6 +21,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 import neaptide
 from neaptide.cli import main
@@ -476,8 +479,9 @@ class Pairs(OwnSpace):
 def test_what_is_measured_meanwhile_does_not_lead_a_search_astray(tmp_path):
     """Costs predicted from a database that learns: a study taken up again predicts as it did when it began."""
     pytest.importorskip("tvm")
+    from neaptide.report.search import search_view
     from neaptide.search.predicted import fused_operators
-    from neaptide.targets.database import CostDatabase, OperatorRow
+    from neaptide.targets.database import CostDatabase, NetworkRow, OperatorRow
     from neaptide.targets.remember import features
 
     space = Pairs()
@@ -491,10 +495,18 @@ def test_what_is_measured_meanwhile_does_not_lead_a_search_astray(tmp_path):
         database.put_all(rows)
 
     learn(lambda elements: 100.0 * elements)
+    for i, arch in enumerate(itertools.islice(space.enumerate(), 3)):
+        counts = fused_operators(space.graph(arch))
+        total = sum(100.0 * (operators[s]["input"] + operators[s]["output"]) * n for s, n in counts.items())
+        database.put(NetworkRow(f"net{i}", "cortex-m4f", "test", 1.25 * total, counts, "instructions"))
     settings = {"target": "cortex-m4f", "objectives": "instructions", "preset": "smoke", "measure": 0, "options": {"batch": 2}}
     limited = {**settings, "constraints": ["instructions<=60k"], "database": database}
     whole = search(space, "random", folder=tmp_path / "whole", **limited)
     assert 2 < len(whole.trials) < space.size and {c.values["instructions"] <= 60_000 for c in whole.trials} == {True}
+    assert whole.best is not None and 0.1 < whole.best.values["instructions_error"] < 0.4
+    said = Console(width=200, file=io.StringIO(), record=True)
+    said.print(search_view(whole))
+    assert f"expected to be {whole.best.values['instructions_error']:.1%} off" in said.export_text()
     search(space, "random", folder=tmp_path / "broken", **limited, budget=2)
     learn(lambda elements: 1e9 / elements)
     resumed = search(space, resume=True, folder=tmp_path / "broken", database=database, budget=100, measure=0)
