@@ -3,7 +3,9 @@
 `python -m benchmarks.memnet_search [--quick] [--seeds N] [--json PATH] [--keep FOLDER]`. Needs `neaptide[search]` and the shared data. Both
 search the same space (MemNet's cells at width 16 on images of 16 pixels) from the same seed. MemNet chooses by its score, equation (4) with
 the preset's weights, relative to the median of what it trained; random search chooses its most accurate network, as is usual. Accuracies
-are of the validation part; those on the held-out test part, looked at for the chosen networks alone, stand beside them.
+are of the validation part; those on the held-out test part, looked at for the chosen networks alone, stand beside them. The images of a
+search are all that any of its networks was shown: MemNet's go on from their parents' weights, which those images paid for, and the
+networks of random search start anew.
 """
 
 from __future__ import annotations
@@ -68,7 +70,8 @@ def main() -> int:
     columns = ("engine", "seed", "networks", "images trained on", "validation", "test", "peak B", "params")
     beaten, front = sum(_beaten(*pair) for pair in pairs), sum(len(theirs.front) for _, theirs in pairs)
     notes = (
-        f"of the {front} networks on the fronts of random search, {beaten} are beaten by one on MemNet's",
+        f"of the {front} networks on the fronts of random search, {beaten} are beaten by one on MemNet's; MemNet's networks go on from their "
+        "parents' weights, those of random search start anew",
         f"preset {preset}, width {SPACE['width']}, images of {SPACE['resolution']} pixels; CIFAR-10 as JPEG: not comparable with published",
     )
     return finish("memnet_search", figures, columns, rows, threads=1, notes=notes, json_path=options.json)
