@@ -70,8 +70,8 @@ def main() -> int:
     columns = ("engine", "seed", "networks", "images trained on", "validation", "test", "peak B", "params")
     beaten, front = sum(_beaten(*pair) for pair in pairs), sum(len(theirs.front) for _, theirs in pairs)
     notes = (
-        f"of the {front} networks on the fronts of random search, {beaten} are beaten by one on MemNet's; MemNet's networks go on from their "
-        "parents' weights, those of random search start anew",
+        f"of the {front} networks on the fronts of random search, {beaten} are beaten by one on MemNet's",
+        "MemNet's networks go on from their parents' weights, those of random search start anew",
         f"preset {preset}, width {SPACE['width']}, images of {SPACE['resolution']} pixels; CIFAR-10 as JPEG: not comparable with published",
     )
     return finish("memnet_search", figures, columns, rows, threads=1, notes=notes, json_path=options.json)
