@@ -10,6 +10,7 @@ networks are judged on the test part, which nothing else looks at. A seed draws 
     python -m benchmarks.moofa_supernet --data cifar10 --seed 0       files of the shared data; CIFAR-10 as JPEG, which is lossy
     python -m benchmarks.moofa_supernet --quick                       the smoke schedule: shows that it runs, reaches nothing
     python -m benchmarks.moofa_supernet --resume FOLDER               keep checkpoints and finished runs there, and take up from them
+    python -m benchmarks.moofa_supernet --long                        train each network alone for as many epochs as the supernet, too
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ from benchmarks.figures import Figure, finish, shared_folder
 from neaptide.passes.schedule import schedule
 from neaptide.search.data import ImageData, load_data
 from neaptide.search.engines.moofa import small_images
-from neaptide.search.result import Candidate, SearchResult
+from neaptide.search.result import SearchResult
 from neaptide.search.run import search
+from neaptide.search.space import Architecture
 from neaptide.search.spaces import load_space
 from neaptide.search.spaces.ofa import OFAMobileNetV3
 from neaptide.search.supernets.phases import SCHEDULES
@@ -42,7 +44,8 @@ from neaptide.search.training import TrainSettings, evaluate, train
 
 POINTS = 2.0
 COLUMNS = (
-    "data, seed", "limit B", "peak B", "M MACs", "params", "subnet %", "alone %", "points", "alone CPU s", "tried", "network",
+    "data, seed", "limit B", "peak B", "M MACs", "params", "subnet %", "alone %", "points", "alone as long %", "alone CPU s", "tried",
+    "network",
 )  # fmt: skip
 
 
@@ -68,6 +71,7 @@ def main() -> int:
     parser.add_argument("--data", nargs="+", choices=list(SOURCES), default=["fashion_mnist"])
     parser.add_argument("--seed", nargs="+", type=int, metavar="N", help="default: those the data set is run with")
     parser.add_argument("--quick", action="store_true", help="the smoke schedule, on the first seed")
+    parser.add_argument("--long", action="store_true", help="train each network alone for as many epochs as the supernet, too")
     parser.add_argument("--resume", metavar="FOLDER", help="keep checkpoints and finished runs there, and take up from them")
     parser.add_argument("--json", metavar="PATH")
     options = parser.parse_args()
@@ -79,7 +83,9 @@ def main() -> int:
         for name in runs:
             seeds = options.seed or SOURCES[name].seeds
             for seed in seeds[:1] if options.quick else seeds:
-                runs[name].append(finished_run(name, seed, preset, folder / preset / f"{name}-{seed}"))
+                place = folder / preset / f"{name}-{seed}"
+                finished_run(name, seed, preset, place)
+                runs[name].append(lengthened_run(name, preset, place) if options.long else stored_run(place))
         return report(runs, preset, options.json)
 
 
@@ -103,8 +109,8 @@ def report(runs: dict[str, list[dict[str, Any]]], preset: str, json_path: str | 
     rows = [
         [
             f"{run['data']}, {run['seed']}", f"{row['limit']:,}", f"{row['peak']:,}", f"{row['macs'] / 1e6:.2f}", f"{row['params']:,.0f}",
-            f"{row['subnet']:.2f}", f"{row['alone']:.2f}", f"{row['subnet'] - row['alone']:+.2f}", f"{row['seconds']:.0f}", row["tried"],
-            row["network"],
+            f"{row['subnet']:.2f}", f"{row['alone']:.2f}", f"{row['subnet'] - row['alone']:+.2f}",
+            f"{row['long']:.2f}" if "long" in row else "", f"{row['seconds']:.0f}", row["tried"], row["network"],
         ]
         for each in runs.values() for run in each for row in run["rows"]
     ]  # fmt: skip
@@ -118,32 +124,57 @@ def report(runs: dict[str, list[dict[str, Any]]], preset: str, json_path: str | 
         notes=[
             f"Preset {preset}, {plan.images or 0:,} training images, 2,000 for validation. CPU seconds of each run: "
             f"{', '.join(f'{name}: {s:.0f}' for name, s in cpu.items())}.",
-            "A run's supernet is trained once; subnets have batch statistics of their own and no training of their own. A network alone "
-            f"is trained for the teacher's {plan.phases[0].epochs} epochs; the supernet for {sum(p.epochs for p in plan.phases)} in all.",
+            "A run's supernet is trained once; subnets have batch statistics of their own and no training of their own. A network alone is "
+            f"trained for the teacher's {plan.phases[0].epochs} epochs; the supernet, and a network as long, for {whole(preset)} in all.",
         ],
         json_path=json_path,
     )
 
 
-def finished_run(name: str, seed: int, preset: str, folder: Path) -> dict[str, Any]:
-    """A run's rows and CPU seconds, from the folder if it ended before."""
-    stored = folder / "run.json"
-    if stored.is_file():
-        return json.loads(stored.read_text())
-    started = time.process_time()
+def stored_run(folder: Path) -> dict[str, Any]:
+    """What `finished_run` left in the folder."""
+    return json.loads((folder / "run.json").read_text())
+
+
+def lengthened_run(name: str, preset: str, folder: Path) -> dict[str, Any]:
+    """A finished run, with the test accuracy of each network trained alone for as many epochs as the supernet."""
+    run, (space, data) = stored_run(folder), space_and_data(name, stored_run(folder)["seed"])
+    for row in run["rows"]:
+        if "long" not in row:
+            row["long"] = trained_alone(space, data, folder, preset, space.parse(row["network"]), run["seed"], whole(preset))[0]
+            (folder / "run.json").write_text(json.dumps(run, indent=1))
+    return run
+
+
+def whole(preset: str) -> int:
+    """Epochs of a supernet's training in all."""
+    return sum(p.epochs for p in SCHEDULES[preset].phases)
+
+
+def space_and_data(name: str, seed: int) -> tuple[OFAMobileNetV3, ImageData]:
+    """The elastic space for the images of a source, and 12,000 of them."""
     source = SOURCES[name]
     space = load_space("moofa", **small_images(source.side), classes=10)
     assert isinstance(space, OFAMobileNetV3)
     data = load_data(shared_folder() / "data" / source.file, val=2_000, limit=12_000, seed=seed)
     assert isinstance(data, ImageData)
-    data = in_colour(data)
+    return space, in_colour(data)
+
+
+def finished_run(name: str, seed: int, preset: str, folder: Path) -> None:
+    """Leave a run's rows and CPU seconds in the folder, where they are not there already."""
+    stored = folder / "run.json"
+    if stored.is_file():
+        return
+    started, source = time.process_time(), SOURCES[name]
+    space, data = space_and_data(name, seed)
     rows = []
     for limit in source.limits:
         found = chosen(space, data, folder, preset, limit, seed)
         assert found.best is not None and found.test_accuracy is not None
         planned = schedule(space.graph(found.best.arch)).peak
         over = [t.text for t in found.trials if t.values["peak"] > limit] + ([found.best.text] if planned > limit else [])
-        alone, seconds = trained_alone(space, data, folder, preset, found.best, seed)
+        alone, seconds = trained_alone(space, data, folder, preset, found.best.arch, seed)
         rows.append(
             {
                 "limit": limit, "peak": planned, "macs": found.best.values["macs"], "params": found.best.values["params"],
@@ -153,7 +184,6 @@ def finished_run(name: str, seed: int, preset: str, folder: Path) -> dict[str, A
         )  # fmt: skip
     run = {"data": source.title, "seed": seed, "seconds": time.process_time() - started, "rows": rows}
     stored.write_text(json.dumps(run, indent=1))
-    return run
 
 
 def chosen(space: OFAMobileNetV3, data: ImageData, folder: Path, preset: str, limit: int, seed: int) -> SearchResult:
@@ -172,19 +202,20 @@ def chosen(space: OFAMobileNetV3, data: ImageData, folder: Path, preset: str, li
 
 
 def trained_alone(
-    space: OFAMobileNetV3, data: ImageData, folder: Path, preset: str, candidate: Candidate, seed: int
-) -> tuple[float, float]:  # fmt: skip
-    """Test accuracy of the candidate trained from scratch as the teacher was; and seconds of CPU."""
-    plan, started, path = SCHEDULES[preset], time.process_time(), folder / f"alone-{candidate.arch.digest}.safetensors"
+    space: OFAMobileNetV3, data: ImageData, folder: Path, preset: str, arch: Architecture, seed: int, epochs: int = 0
+) -> tuple[float, float]:
+    """Test accuracy of `arch` trained from scratch as the teacher was, for its epochs unless told otherwise; and seconds of CPU."""
+    plan, started = SCHEDULES[preset], time.process_time()
+    path = folder / f"alone-{arch.digest}{f'-{epochs}' if epochs else ''}.safetensors"
     settings = TrainSettings(
-        epochs=plan.phases[0].epochs, batch=plan.batch, lr=plan.phases[0].lr, momentum=plan.momentum, nesterov=True,
+        epochs=epochs or plan.phases[0].epochs, batch=plan.batch, lr=plan.phases[0].lr, momentum=plan.momentum, nesterov=True,
         weight_decay=plan.weight_decay, decay_norms=False, schedule="cosine", label_smoothing=plan.smoothing, augment=plan.augment,
         images=plan.images,
-        resolution=side_of(space, candidate.arch, data), precision="fp32",
+        resolution=side_of(space, arch, data), precision="fp32",
     )  # fmt: skip
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        module = space.module(candidate.arch)
+        module = space.module(arch)
     train(
         module,
         data,

@@ -240,7 +240,7 @@ class _Search:
             self._study.start(self._index + i, proposals[i], costs[i])
 
     def _priced(self, proposals: Sequence[Proposal], fresh: Sequence[int]) -> dict[int, dict[str, float]]:
-        """What the oracle says of the proposals at `fresh`, by position; with METRIC_error, the expected relative error, for predictions."""
+        """What the oracle says of the proposals at `fresh`, by position; METRIC_error is the expected relative error of a prediction."""
         if not fresh:
             return {}
         costs = self._setup.context.oracle.cost([proposals[i].arch for i in fresh], metrics=self._metrics)
