@@ -12,6 +12,7 @@ import numpy as np
 
 from ..compiler.errors import BudgetError
 from .constraints import Constraints
+from .metrics import METRICS, format_amount
 from .space import Architecture, Space
 
 BATCHES = (32, 128, 512, 2048, 8192)
@@ -32,7 +33,7 @@ class FeasibleSampler:
         Raises `BudgetError` when nothing feasible is found at all, known or not.
         """
         found: dict[Architecture, None] = {}
-        met = False
+        met, rows = False, np.zeros((0, len(self._space.cardinalities)), np.int16)
         for size in BATCHES:
             rows = self._space.sample_rows(rng, max(size, 2 * n))
             kept = self._space.decode(rows[self._constraints.feasible_rows(rows)])
@@ -53,9 +54,16 @@ class FeasibleSampler:
             limits = ", ".join(c.text for c in self._constraints)
             raise BudgetError(
                 f"{sum(BATCHES):,} architectures of {self._space.name} were drawn and none keeps all of {limits}; "
-                "each limit can be met alone, so loosen one of them"
+                f"the least among them: {self._least_of(rows)}; loosen a limit"
             )
         return list(found)
+
+    def _least_of(self, rows: np.ndarray) -> str:
+        """The least that one of `rows`, or a cheapest architecture, has of each limited metric."""
+        cheapest = self._space.encode([self._constraints.oracle.least(name)[1] for name in self._constraints.metrics])
+        costs = self._constraints.oracle.cost(np.concatenate([rows, cheapest]), metrics=self._constraints.metrics)
+        least = {name: np.asarray(costs[name]).min().item() for name in self._constraints.metrics}
+        return ", ".join(f"{METRICS[name].title} {format_amount(value, METRICS[name].unit)}" for name, value in least.items())
 
     def _walk(self, rng: np.random.Generator) -> Architecture | None:
         """Somewhere feasible, from a cheapest architecture on; None when none of those keeps the limits."""
