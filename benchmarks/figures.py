@@ -105,12 +105,12 @@ def _module_name() -> str:
 
 
 def _shown(arguments: Sequence[str]) -> list[str]:
-    """The command line without `--json PATH`, `--resume PATH` and `--keep PATH`, which change nothing about the figures."""
+    """The command line without `--json PATH` and `--resume PATH`, which change nothing about the figures."""
     kept, skip = [], False
     for argument in arguments:
         if skip:
             skip = False
-        elif argument in ("--json", "--resume", "--keep"):
+        elif argument in ("--json", "--resume"):
             skip = True
         else:
             kept.append(argument)

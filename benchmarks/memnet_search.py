@@ -1,11 +1,11 @@
 """MemNet's small preset on CIFAR-10 against random search that trains on as many images: accuracy and planned peak of what each chooses.
 
-`python -m benchmarks.memnet_search [--quick] [--seeds N] [--json PATH] [--keep FOLDER]`. Needs `neaptide[search]` and the shared data. Both
-search the same space (MemNet's cells at width 16 on images of 16 pixels) from the same seed. MemNet chooses by its score, equation (4) with
-the preset's weights, relative to the median of what it trained; random search chooses its most accurate network, as is usual. Accuracies
-are of the validation part; those on the held-out test part, looked at for the chosen networks alone, stand beside them. The images of a
-search are all that any of its networks was shown: MemNet's go on from their parents' weights, which those images paid for, and the
-networks of random search start anew.
+`python -m benchmarks.memnet_search [--quick] [--seeds N] [--json PATH] [--resume FOLDER]`. Needs `neaptide[search]` and the shared data.
+Both search the same space (MemNet's cells at width 16 on images of 16 pixels) from the same seed. MemNet chooses by its score, equation
+(4) with the preset's weights, relative to the median of what it trained; random search chooses its most accurate network, as is usual.
+Accuracies are of the validation part; those on the held-out test part, looked at for the chosen networks alone, stand beside them. The
+images of a search are all that any of its networks was shown: MemNet's go on from their parents' weights, which those images paid for,
+and the networks of random search start anew.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="one seed of the smoke preset")
     parser.add_argument("--seeds", type=int, help=f"how many (default {SEEDS})")
     parser.add_argument("--json", help="write results to this file")
-    parser.add_argument("--keep", help="folder for the studies, taken up again when they are there")
+    parser.add_argument("--resume", metavar="FOLDER", help="keep the studies there, and take up those that are")
     options = parser.parse_args()
     torch.set_num_threads(1)
     preset = QUICK_PRESET if options.quick else PRESET
     pairs = []
     with tempfile.TemporaryDirectory() as temporary:
         for seed in range(options.seeds or (QUICK_SEEDS if options.quick else SEEDS)):
-            pairs.append(_pair(seed, preset, Path(options.keep or temporary)))
+            pairs.append(_pair(seed, preset, Path(options.resume or temporary)))
             print(*pairs[-1], sep="\n", file=sys.stderr)
     better = sum(ours.accuracy > theirs.accuracy and ours.peak < theirs.peak for ours, theirs in pairs)
     figures = [Figure("MemNet more accurate at a lower peak than random search of the same training", f"{len(pairs)} of {len(pairs)} seeds",

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 STORE = ROOT / "out" / "bench"
-RESUMABLE = ("trace_zoo", "eager_peak", "training_peak", "execute", "moofa_supernet")
+RESUMABLE = ("trace_zoo", "eager_peak", "training_peak", "execute", "memnet_search", "moofa_supernet")
 
 BENCHMARKS = {
     "order": "Orders: proven optima on the public graphs",
@@ -47,6 +47,7 @@ BENCHMARKS = {
     "search_kill": "Searches killed and taken up again",
     "memnet_controller": "MemNet's ranking controller on NAS-Bench-201",
     "memnet_search": "MemNet against random search on CIFAR-10",
+    "memnet_trained": "MemNet's ranking controller on networks trained here",
     "moofa_predictor": "Accuracy predictors on published accuracies",
     "moofa_search": "MOOFA: evolution under a hard limit on the peak",
     "moofa_supernet": "MOOFA: supernet against networks trained alone",
