@@ -63,6 +63,9 @@ def _feet(result: SearchResult) -> list[Text]:
     kinds = ", ".join(f"{name} {kind}" for name, kind in result.kinds.items())
     more = len(result.front) - ROWS
     feet = [Text(f"{more:,} more on the front; --csv has all", style=QUIET)] if more > 0 else []
+    options = ", ".join(f"{name}={value}" for name, value in result.space.describe()["options"].items())
+    if options:
+        feet.append(Text(f"space {result.space.name}: {options}", style=QUIET))
     if result.constraints:
         feet.append(Text(f"limits: {'; '.join(result.constraints)}", style=QUIET))
     if kinds:

@@ -69,7 +69,12 @@ class Context:
 
 
 class Engine(Protocol):
-    """`ask` and `tell`, in turns. Everything asked in one call is told in one call, in the order in which it was asked."""
+    """`ask` and `tell`, in turns. Everything asked in one call is told in one call, in the order in which it was asked.
+
+    An engine may have more: `endless` (it asks until a budget ends it), `prepare(progress)` (work before the first proposal), `evaluator`
+    (what tells its proposals' accuracy), and `quick_space(space, preset, side)`, options of a space on images of `side` pixels under
+    which its presets end in the time they promise.
+    """
 
     name: str
 

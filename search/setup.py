@@ -193,11 +193,18 @@ def _loaded(description: Mapping[str, Any]) -> Any:
 
 
 def _made(description: Mapping[str, Any], data: Any) -> Space:
-    """The space, with as many classes as the data have unless its options say otherwise."""
-    space = load_space(description["space"], **description["space_options"])
+    """The space, with as many classes as the data have unless its options say otherwise.
+
+    Where there are images and no options, an engine may make the networks of its own space so small that its preset ends in time.
+    """
+    options = description["space_options"]
     if isinstance(data, ImageData):
-        for name in {"classes", "num_classes"} & (set(space.describe()["options"]) - set(description["space_options"])):
-            space = load_space(description["space"], **{**description["space_options"], name: len(data.classes)})
+        quick = getattr(load_engine(description["engine"]), "quick_space", None)
+        options = options or (quick(description["space"], description["preset"], data.shape[-1]) if quick else {})
+    space = load_space(description["space"], **options)
+    if isinstance(data, ImageData):
+        for name in {"classes", "num_classes"} & (set(space.describe()["options"]) - set(options)):
+            space = load_space(description["space"], **{**options, name: len(data.classes)})
     return space
 
 

@@ -14,6 +14,7 @@ from neaptide.search.constraints import Constraints
 from neaptide.search.data import TabularData
 from neaptide.search.engine import Context, Outcome, Proposal
 from neaptide.search.engines import PRESETS, list_engines, load_engine
+from neaptide.search.engines.moofa import small_images
 from neaptide.search.objectives import parse_objectives
 from neaptide.search.space import Space
 from neaptide.search.spaces import load_space
@@ -255,3 +256,19 @@ def test_evolution_forgets_the_oldest(cells, tmp_path):
     asking.tell([Outcome(p, {"accuracy": 0.0}) for p in children])
     near = {arch for p in children for arch in cells.space.neighbours(p.arch)}
     assert {p.arch for p in asking.ask()} <= near
+
+
+@pytest.mark.parametrize(("engine", "space", "side", "options"), [
+    ("memnet", "memnet", 32, {"smoke": {"width": 8, "resolution": 16}, "small": {"width": 16, "resolution": 16}, "paper": {}}),
+    ("moofa", "moofa", 28, {"smoke": small_images(28), "small": small_images(28), "paper": {}}),
+    ("moofa", "compofa", 32, {"small": small_images(32, "compofa")}),
+    ("moofa", "ofa_mbv3", 224, {"small": {}}),
+])  # fmt: skip
+def test_presets_make_networks_that_this_machine_can_train(engine, space, side, options):
+    """An engine says how its own space is made for its quick presets; the space takes that, and its networks take such images."""
+    quick = load_engine(engine).quick_space
+    for preset, wanted in options.items():
+        assert quick(space, preset, side) == wanted
+        made = load_space(space, **wanted)
+        assert not wanted or made.input_shape(made.sample(np.random.default_rng(0)))[-1] <= side
+    assert quick("nasbench201", "small", side) == {}

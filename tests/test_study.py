@@ -515,6 +515,21 @@ def test_what_is_measured_meanwhile_does_not_lead_a_search_astray(tmp_path):
         search(space, "random", folder=tmp_path / "other", **limited)
 
 
+def test_options_left_out_are_those_of_the_preset(tmp_path):
+    """On images, MemNet's own space is made as small as its preset wants; options that are given are taken as they are."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "images.npz", x_train=rng.integers(0, 255, (90, 16, 16, 3), np.uint8), y_train=np.arange(90) % 3,
+             x_test=rng.integers(0, 255, (9, 16, 16, 3), np.uint8), y_test=np.arange(9) % 3)  # fmt: skip
+    few = {"objectives": "accuracy,peak", "data": tmp_path / "images.npz", "preset": "smoke", "budget": 1, "measure": 0, "workers": 1}
+    few["training"] = {"images": 32}
+    widths = []
+    for i, chosen in enumerate((None, {"width": 4, "max_blocks": 2})):
+        found = search("memnet", "memnet", folder=tmp_path / str(i), space_options=chosen, **few)
+        options = found.space.describe()["options"]
+        widths.append((options["width"], options["resolution"], options["num_classes"]))
+    assert widths == [(8, 16, 3), (4, 32, 3)]
+
+
 def test_costs_alone_need_no_data(space, tmp_path):
     result = search(space, "nsga2", objectives="peak,params", folder=tmp_path, preset="smoke", budget=24)
     assert isinstance(result.best, object) and result.test_accuracy is None and CostsAlone().cheap

@@ -25,7 +25,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -104,6 +104,12 @@ class MemNet:
         self._known: dict[Architecture, Outcome] = {}
         self._latest: list[Outcome] = []
         self._follow: int | None = None  # the gene of the trim that the next round repeats
+
+    @staticmethod
+    def quick_space(space: str, preset: str, side: int) -> dict[str, Any]:
+        """Options of the space for a preset on images of `side` pixels, where none are given: {} for the paper's width and size."""
+        widths = {"smoke": 8, "small": 16}
+        return {"width": widths[preset], "resolution": 16} if space == MemNetSpace.name and preset in widths and side >= 16 else {}
 
     def ask(self) -> list[Proposal]:
         """The candidates of this round; [] after the last one."""

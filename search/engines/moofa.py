@@ -67,14 +67,17 @@ PRESETS = {
     },
 }
 TOGETHER = 20  # proposals asked for at once
+ELASTIC = ("ofa_mbv3", "compofa", "moofa")
 
 
-def small_images(side: int) -> dict[str, Any]:
-    """Options of the elastic spaces for images of `side` pixels, 24 to 40: narrow and shallow, a supernet that a CPU trains in minutes.
+def small_images(side: int, space: str = "moofa") -> dict[str, Any]:
+    """Options of the elastic space for images of `side` pixels, 24 to 40: narrow and shallow, a supernet that a CPU trains in minutes.
 
     Few resolutions, for they get into each other's way: after 4 epochs on Fashion-MNIST a teacher of one has 84 %, of three 79 to 81 %.
     """
+    paired = {"expands": [3, 6]} if space == "compofa" else {}  # one for each depth
     return {
+        **paired,
         "resolutions": [side - 8, side - 4],
         "widths": [8, 8, 16, 24, 32, 48, 64, 96, 128],
         "strides": [1, 2, 1, 2, 1, 1],
@@ -103,6 +106,11 @@ class MOOFA:
         limited = next(iter(context.constraints.metrics), None)
         self._metric, self._levels = other or limited or "peak", self._settings["levels"] if other else 1
         self.evaluator = self._evaluator()
+
+    @staticmethod
+    def quick_space(space: str, preset: str, side: int) -> dict[str, Any]:
+        """Options of the space for a preset on images of `side` pixels, where none are given: {} for those of the paper."""
+        return small_images(side, space) if space in ELASTIC and preset != "paper" and 24 <= side <= 40 else {}
 
     def prepare(self, progress: Callable[[str, int, int], None] | None = None) -> None:
         """Train the supernet, or take up where its training was broken off; or read the table. `progress(stage, epochs done, of all)`."""
@@ -161,13 +169,14 @@ class MOOFA:
             raise SourceError(f"no schedule {self._settings['schedule']!r}; there are {', '.join(SCHEDULES)}")
         if not isinstance(context.space, OFAMobileNetV3):
             raise SourceError(
-                f"engine moofa trains supernets of ofa_mbv3, compofa and moofa, not of {context.space.name}: take one of them, "
+                f"engine moofa trains supernets of {', '.join(ELASTIC)}, not of {context.space.name}: take one of them, "
                 "another engine, or a benchmark's table as data"
             )
         side = context.data.shape[-1]
         if context.space.resolutions[0] > 2 * side:
             ready = " ".join(
-                f"--space-option '{k}={json.dumps(v, separators=(',', ':'))}'" for k, v in small_images(max(24, min(side, 40))).items()
+                f"--space-option '{k}={json.dumps(v, separators=(',', ':'))}'"
+                for k, v in small_images(max(24, min(side, 40)), context.space.name).items()
             )
             raise SourceError(
                 f"networks of {context.space.name} take images of {context.space.resolutions[0]} pixels and more; those of "
