@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,3 +27,18 @@ def shared_dir() -> Path:
     if not (path / "bench").is_dir():
         pytest.skip(f"benchmark inputs are not at {path}; set NEAPTIDE_SHARED to the folder that holds bench/ and data/")
     return path
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., subprocess.Popen[Any]]]:
+    """`subprocess.Popen` whose processes are killed at the end of the test, whatever became of it."""
+    started: list[subprocess.Popen[Any]] = []
+
+    def begin(*args: Any, **options: Any) -> subprocess.Popen[Any]:
+        started.append(subprocess.Popen(*args, **options))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        process.kill()
+        process.wait()

@@ -391,12 +391,12 @@ def test_interrupts_are_code_130(run, models, monkeypatch):
     assert run("analyze", "resnet50") == (130, "", "neaptide: interrupted\n")
 
 
-def test_a_real_ctrl_c_leaves_no_file_and_no_traceback(tmp_path):
+def test_a_real_ctrl_c_leaves_no_file_and_no_traceback(tmp_path, start):
     slow = "import pathlib, time\ndef f():\n    pathlib.Path('started').touch()\n    time.sleep(60)\n"
     (tmp_path / "slow.py").write_text(slow)
     program = "import sys; from neaptide.cli import main; sys.exit(main())"
     words = [sys.executable, "-c", program, "analyze", "slow.py:f", "--html", "a.html"]
-    process = subprocess.Popen(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = start(words, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 60
     while not (tmp_path / "started").exists():
         assert time.monotonic() < deadline and process.poll() is None

@@ -59,14 +59,12 @@ def test_json_and_a_page(desk, capsys):
         assert database.counts() == []  # a bound teaches nothing
 
 
-def test_a_real_ctrl_c_in_a_search_leaves_the_database_sound(desk):
+def test_a_real_ctrl_c_in_a_search_leaves_the_database_sound(desk, start):
     words = ["measure", "small.py:net", "--target", "cpu", "--database", "c.sqlite"]
     assert main([*words, "--trials", "1"]) == 0
     with CostDatabase("c.sqlite") as database:
         before = list(database.rows())
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words, "--trials", "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
+    process = start([sys.executable, "-c", PROGRAM, *words, "--trials", "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 240
     while not Path("searching").exists():
         assert process.poll() is None and time.monotonic() < deadline
