@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import tempfile
+from typing import Any
 
 import pytest
 import torch
@@ -138,3 +140,37 @@ def test_models_from_files_run_beside_what_can_read_them(tmp_path, kind):
     assert cost.max_error is not None and cost.max_error < 1e-5
     assert ("torch" in cost.peers) == (kind == "pt2")
     assert kind == "pt2" or cost.peers["onnxruntime"] > 0
+
+
+def test_ctrl_c_while_tvm_calls_back_is_no_failed_schedule():
+    """TVM raises a nameless RuntimeError then, which looks like a schedule that does not build."""
+    import tvm
+    from tvm import te
+
+    from neaptide.targets.tvm.search_space import interruptible, operator_module
+    from neaptide.targets.tvm.tune import cpu_target
+
+    @tvm.instrument.pass_instrument
+    class Pressed:
+        def run_before_pass(self, module, info):
+            signal.raise_signal(signal.SIGINT)
+
+    a: Any = te.placeholder((8,), name="a")
+    b: Any = te.compute((8,), lambda i: a[i] + 1)
+    func = te.create_prim_func([a, b])
+
+    def build() -> None:
+        with tvm.transform.PassContext(instruments=[Pressed()]):
+            tvm.tirx.build(operator_module(func), target=cpu_target(1))
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(RuntimeError):
+        build()
+    with pytest.raises(KeyboardInterrupt), interruptible():
+        build()
+    assert signal.getsignal(signal.SIGINT) is before
+    with interruptible() as check:
+        with pytest.raises(RuntimeError):
+            build()
+        with pytest.raises(KeyboardInterrupt):
+            check()

@@ -5,7 +5,9 @@ The search is driven directly: no builder or runner processes and no measure cal
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -33,7 +35,7 @@ def candidates(
 
     A candidate of which `seconds` raises one of `FAILURES` is passed over. A space with fewer schedules ends early.
     """
-    with without_intrinsics():
+    with without_intrinsics(), interruptible() as check:
         context = meta_schedule.TuneContext(
             operator_module(func),
             target=target,
@@ -48,9 +50,11 @@ def candidates(
         while (batch := context.generate_measure_candidates()) is not None:
             results = []
             for candidate in batch:
+                check()
                 try:
                     taken = seconds(candidate.sch.mod)
                 except FAILURES as error:
+                    check()
                     results.append(meta_schedule.runner.RunnerResult(None, str(error)[-300:]))
                     continue
                 results.append(meta_schedule.runner.RunnerResult(taken, None))
@@ -84,6 +88,38 @@ def plain(value: Any) -> Any:
     if isinstance(value, (float, tirx.FloatImm)):
         return float(value)
     return [plain(item) for item in value]
+
+
+@contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Ctrl-C stays what it is: TVM makes a nameless RuntimeError of one that comes while it calls back into Python.
+
+    Gives a check that raises `KeyboardInterrupt` if one came; errors of TVM that leave the block after one are turned into it.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    came = False
+
+    def hear(number: int, frame: types.FrameType | None) -> None:
+        nonlocal came
+        came = True
+        if callable(before):
+            before(number, frame)
+
+    def check() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    hears = callable(before) and threading.current_thread() is threading.main_thread()
+    if hears:
+        signal.signal(signal.SIGINT, hear)
+    try:
+        yield check
+    except FAILURES:
+        check()
+        raise
+    finally:
+        if hears:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager

@@ -78,7 +78,8 @@ def tune(func: tirx.PrimFunc, target: tvm.target.Target, *, trials: int, known: 
 
     own = cpu_schedules.candidates(func, target)
     for schedule in own[done:trials]:
-        best = better(schedule, timed(tuned_module(func, schedule, target)))
+        with search_space.interruptible():
+            best = better(schedule, timed(tuned_module(func, schedule, target)))
     done = max(done, min(len(own), trials))
     if done < trials:
         for trace, seconds in search_space.candidates(func, target, timed, rules="llvm", count=trials - done, seed=1 + done):
