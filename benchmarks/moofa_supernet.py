@@ -138,7 +138,8 @@ def stored_run(folder: Path) -> dict[str, Any]:
 
 def lengthened_run(name: str, preset: str, folder: Path) -> dict[str, Any]:
     """A finished run, with the test accuracy of each network trained alone for as many epochs as the supernet."""
-    run, (space, data) = stored_run(folder), space_and_data(name, stored_run(folder)["seed"])
+    run = stored_run(folder)
+    space, data = space_and_data(name, run["seed"])
     for row in run["rows"]:
         if "long" not in row:
             row["long"] = trained_alone(space, data, folder, preset, space.parse(row["network"]), run["seed"], whole(preset))[0]
