@@ -49,7 +49,9 @@ Threads = Annotated[
     int, _option("--threads", panel=SEARCH, metavar="N", least=0, help="Threads of the kernels. Default: torch's own count.")
 ]
 Alignment = Annotated[int, _option("--alignment", panel=SEARCH, metavar="BYTES", least=1, help="Of offsets in the arena. Default: 64.")]
-TimeLimit = Annotated[float, _option("--time-limit", panel=SEARCH, metavar="SECONDS", least=0.0, help="Of each search. Default: 10.")]
+TimeLimit = Annotated[
+    float, _option("--time-limit", panel=SEARCH, metavar="SECONDS", least=0.0, help="Of each search, in processor time. Default: 10.")
+]
 Budget = Annotated[
     list[str],
     _option(

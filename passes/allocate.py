@@ -17,6 +17,7 @@ import numpy as np
 
 from ..compiler.errors import PlanError
 from ..compiler.graph import Graph
+from .clock import Clock, processor_clock
 from .liveness import Inputs, liveness
 from .load import load_at_worst, max_load
 from .offsets import Offsets, solve
@@ -100,12 +101,14 @@ def allocate(
     capacity: int | None = None,
     inputs: Inputs = "planned",
     time_limit: float = 10.0,
+    clock: Clock = processor_clock,
 ) -> Plan:
     """The smallest arena found for `graph` run in the order of `schedule` (a Schedule, a plain order, or None: as traced).
 
     `alignment`, `capacity`: bytes. `inputs` as in `liveness`. Search stops at the lower bound, or at the first layout within
-    `capacity`, or after about `time_limit` seconds. Raises `OrderError` for an order that breaks a dependency and `PlanError`
-    when `capacity` is not reached, naming bound, best arena found, and the largest storages at the peak.
+    `capacity`, or after about `time_limit` seconds of `clock`, this thread's processor time. Raises `OrderError` for an order that
+    breaks a dependency and `PlanError` when `capacity` is not reached, naming bound, best arena found, and the largest storages at
+    the peak.
     """
     order: Any = getattr(schedule, "order", schedule)
     ranges = liveness(graph, order, inputs=inputs)
@@ -126,7 +129,7 @@ def allocate(
         maker = f" of {_node_name(graph, graph.birth[storage.id])}" if graph.birth[storage.id] >= 0 else ""
         return f"{storage.name or f'{storage.role} {storage.id}'}{maker}"
 
-    found = _lay_out(lower, upper, size, alignment, capacity, time_limit, f"graph {graph.name!r} does", describe)
+    found = _lay_out(lower, upper, size, alignment, capacity, time_limit, clock, f"graph {graph.name!r} does", describe)
     offsets = (found.offset * alignment).tolist()
     plan = Plan(
         ranges.order,
@@ -152,17 +155,18 @@ def allocate_lifetimes(
     alignment: int = 1,
     capacity: int | None = None,
     time_limit: float = 10.0,
+    clock: Clock = processor_clock,
 ) -> Layout:
     """The lowest layout found for blocks `ids`, block i of `size[i]` bytes alive over the half-open [lower[i], upper[i]).
 
     Stops at the lower bound (the largest load, or more where a search has refuted that), or at the first layout within
-    `capacity` bytes when one is given, or after about `time_limit` seconds; deterministic unless time runs out. Raises
-    `PlanError` naming the block for lengths that differ, ids that repeat, values that are no integers, negative sizes or
-    lifetimes that end before they start; and when `capacity` is not reached, saying whether that is proved.
+    `capacity` bytes when one is given, or after about `time_limit` seconds of `clock`, as in `allocate`; deterministic
+    unless time runs out. Raises `PlanError` naming the block for lengths that differ, ids that repeat, values that are no integers,
+    negative sizes or lifetimes that end before they start; and when `capacity` is not reached, saying whether that is proved.
     """
     ids = tuple(ids)
     lower, upper, size = _checked(ids, lower, upper, size)
-    found = _lay_out(lower, upper, size, alignment, capacity, time_limit, f"{len(ids)} blocks do", lambda row: f"{ids[row]!r}")
+    found = _lay_out(lower, upper, size, alignment, capacity, time_limit, clock, f"{len(ids)} blocks do", lambda row: f"{ids[row]!r}")
     layout = Layout(
         ids,
         lower,
@@ -186,6 +190,7 @@ def _lay_out(
     alignment: int,
     capacity: int | None,
     time_limit: float,
+    clock: Clock,
     subject: str,
     describe: Callable[[int], str],
 ) -> Offsets:
@@ -202,7 +207,8 @@ def _lay_out(
     solid = np.flatnonzero(units)
     room = None if capacity is None else int(capacity) // int(alignment)
     hopeless = room is not None and max_load(lower[solid], upper[solid], units[solid]) > room
-    found = solve(lower[solid], upper[solid], units[solid], enough=room or 0, time_limit=0.0 if hopeless else time_limit)
+    seconds = 0.0 if hopeless else time_limit
+    found = solve(lower[solid], upper[solid], units[solid], enough=room or 0, time_limit=seconds, clock=clock)
     offset = np.zeros(len(size), np.int64)
     offset[solid] = found.offset
     found = Offsets(offset, found.height, found.lower_bound, found.method, found.seconds)

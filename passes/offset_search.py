@@ -1,13 +1,12 @@
 """Ways to lay out blocks under a capacity: the complete search by several ranks, and sweeps through time.
 
-Each has a `name`, and `run(kernels, capacity, node_limit, deadline)` that returns FOUND (then `offset` holds the layout),
-UNDECIDED, or INFEASIBLE (then no layout below `next_capacity` exists). They differ by orders of magnitude on one instance,
-so they take turns.
+Each has a `name`, and `run(kernels, capacity, node_limit)` that returns FOUND (then `offset` holds the layout), UNDECIDED, or
+INFEASIBLE (then no layout below `next_capacity` exists). They differ by orders of magnitude on one instance, so they take
+turns. None looks at a clock: `node_limit` bounds the work of a run.
 """
 
 from __future__ import annotations
 
-import time
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +27,7 @@ class Search(Protocol):
     offset: np.ndarray
     next_capacity: int
 
-    def run(self, kernels, capacity: int, node_limit: int, deadline: float) -> int: ...
+    def run(self, kernels, capacity: int, node_limit: int) -> int: ...
 
 
 def part_searches(lower: np.ndarray, upper: np.ndarray, size: np.ndarray) -> list[Search]:
@@ -65,12 +64,12 @@ class Sweep:
         self.next_capacity = 0
         self.seed = 0
 
-    def run(self, kernels, capacity: int, node_limit: int, deadline: float) -> int:
+    def run(self, kernels, capacity: int, node_limit: int) -> int:
         """One sweep; where few blocks are alive at once, a placement costs less than a choice of the search, and more are tried."""
         self.seed += 1
         found = np.zeros(len(self.order), np.int64)
         failed = np.zeros(SWEEP_MEMORY, np.uint64)
-        limit = max(1, min(SWEEP_WORK * node_limit // self.width, int(1e6 * (deadline - time.perf_counter()))))
+        limit = max(1, SWEEP_WORK * node_limit // self.width)
         result = kernels.sweep(*self.tables, capacity, limit, self.mode, self.seed, self.width, failed, found)
         if result == kernels.FOUND:
             self.offset[self.order] = found
@@ -108,18 +107,14 @@ class RankedSearch:
         self.trail = np.empty((len(self.overlaps) + n, 2), np.int64)
         self.work = np.empty(n * (n + 3) // 2 + n, np.int64)
         self.next_capacity = 0
-        self.rate = 2e5
 
-    def run(self, kernels, capacity: int, node_limit: int, deadline: float) -> int:
-        """One search under `capacity` of at most `node_limit` choices, fewer where time is short; `offset` when it finds a layout."""
+    def run(self, kernels, capacity: int, node_limit: int) -> int:
+        """One search under `capacity` of at most `node_limit` choices; `offset` when it finds a layout."""
         n = len(self.order)
         self.work[:n] = np.arange(n)
-        started = time.perf_counter()
-        limit = max(1, min(node_limit, int(self.rate * (deadline - started))))
-        counters = np.array([0, limit, 0, n, capacity, 1 << 62], np.int64)
+        counters = np.array([0, node_limit, 0, n, capacity, 1 << 62], np.int64)
         tables = (self.blocks, self.sections, self.overlap_at, self.overlaps, self.alive_at, self.alive)
         result = kernels.search(0, len(self.sections), 0, n, 0, -1, *tables, self.trail, self.work, counters)
-        self.rate = max(1e3, counters[kernels.NODES] / max(1e-4, time.perf_counter() - started))
         self.next_capacity = int(counters[kernels.NEXT_CAPACITY])
         if result == kernels.FOUND:
             self.offset[self.order] = self.blocks[:, 6]

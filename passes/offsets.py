@@ -4,18 +4,18 @@ The most bytes alive at once, the load, bounds every layout from below. Cheap th
 several sort keys, in plain Python on small problems. What does not meet the load is cut where nothing is alive and each
 part goes to the numba kernels: all sort keys, hill climbing over placement orders, sweeps through time, and a complete
 search under a capacity, raised from below to what the search says is the next one worth trying, and lowered from above.
-NP-hard (Garey and Johnson, SR2): a time limit stops it with the best layout and bound so far; without that it is
-deterministic.
+NP-hard (Garey and Johnson, SR2): a time limit stops it with the best layout and bound so far. Work between two looks at the
+clock is counted, so that time decides where it stops and nothing else.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from .clock import Clock, Limit, Stopwatch, processor_clock, wall_clock
 from .kernels.fit import fit
 from .load import crowding, max_load
 from .offset_search import part_searches
@@ -37,14 +37,22 @@ class Offsets:
     seconds: float
 
 
-def solve(lower: np.ndarray, upper: np.ndarray, size: np.ndarray, *, enough: int = 0, time_limit: float = 10.0) -> Offsets:
+def solve(
+    lower: np.ndarray,
+    upper: np.ndarray,
+    size: np.ndarray,
+    *,
+    enough: int = 0,
+    time_limit: float = 10.0,
+    clock: Clock = processor_clock,
+) -> Offsets:
     """Offsets of least height for blocks alive over [lower, upper); int64 arrays (n,), sizes > 0.
 
-    Stops at a height of `enough` or the lower bound, whichever is larger, or after about `time_limit` seconds, kernel
-    compilation not counted; when that is 0, after the first fits. A `lower_bound` above the load was proved by exhausting
-    the search below it.
+    Stops at a height of `enough` or the lower bound, whichever is larger, or after about `time_limit` seconds of `clock`,
+    kernel compilation not counted; when that is 0, after the first fits. A `lower_bound` above the load was proved by
+    exhausting the search below it.
     """
-    started = time.perf_counter()
+    wall, limit = Stopwatch(wall_clock), Limit(time_limit, clock)
     bound = max_load(lower, upper, size)
     if not len(size):
         return Offsets(np.zeros(0, np.int64), 0, 0, "nothing to place", 0.0)
@@ -54,24 +62,22 @@ def solve(lower: np.ndarray, upper: np.ndarray, size: np.ndarray, *, enough: int
     n = len(size)
     if n <= PYTHON_BLOCKS:
         layout.try_orders(fit, orders if n <= PYTHON_BLOCKS // 3 else orders[:1], goal, plain=True)
-    if layout.height <= goal or (time_limit == 0 and n <= PYTHON_BLOCKS):
-        return Offsets(layout.offset, layout.height, bound, layout.method, time.perf_counter() - started)
+    if layout.height <= goal or (limit.spent() and n <= PYTHON_BLOCKS):
+        return Offsets(layout.offset, layout.height, bound, layout.method, wall.taken())
 
-    kernels = compile_kernels()
-    started = time.perf_counter()
-    deadline = started + time_limit
+    with wall.paused(), limit.paused():
+        kernels = compile_kernels()
     if n > PYTHON_BLOCKS // 3:
-        layout.try_orders(kernels.fit, orders, goal, deadline=deadline)
+        layout.try_orders(kernels.fit, orders, goal, limit=limit)
     parts = [_Part(lower[rows], upper[rows], size[rows], rows, layout.offset[rows]) for rows in _apart(lower, upper)]
     parts.sort(key=lambda part: -part.height)
     for i, part in enumerate(parts):
         if part.height > goal:
-            left = deadline - time.perf_counter()
-            _minimize(part, kernels, goal, time.perf_counter() + left / (len(parts) - i))
+            _minimize(part, kernels, goal, limit.share(len(parts) - i))
             layout.take(part)
             bound = max(bound, part.proved)
             goal = max(goal, part.height)
-    return Offsets(layout.offset, layout.height, bound, layout.method, time.perf_counter() - started)
+    return Offsets(layout.offset, layout.height, bound, layout.method, wall.taken())
 
 
 class _Layout:
@@ -83,9 +89,7 @@ class _Layout:
         self.height = 1 << 62
         self.method = ""
 
-    def try_orders(
-        self, fit, orders: list[tuple[str, np.ndarray]], goal: int, *, plain: bool = False, deadline: float = float("inf")
-    ) -> None:
+    def try_orders(self, fit, orders: list[tuple[str, np.ndarray]], goal: int, *, plain: bool = False, limit: Limit | None = None) -> None:
         """First and best fit in each order until one reaches `goal`, or time is up and there is a layout.
 
         `plain` calls the function on lists, for Python.
@@ -96,7 +100,7 @@ class _Layout:
             tables = [table.tolist() for table in tables]
         for name, order in orders:
             for best in (False, True):
-                if self.height <= goal or (self.method and time.perf_counter() >= deadline):
+                if self.height <= goal or (limit and self.method and limit.spent()):
                     return
                 scratch = ([0] * n, [0] * n) if plain else (np.empty(n, np.int64), np.empty(n, np.int64))
                 fit(order.tolist() if plain else order, *tables, best, goal, 1 << 62, *scratch)
@@ -168,7 +172,7 @@ class _Part:
             self.offset, self.height, self.method = offset.copy(), height, method
 
 
-def _minimize(part: _Part, kernels, goal: int, deadline: float) -> None:
+def _minimize(part: _Part, kernels, goal: int, limit: Limit) -> None:
     """Lower `part.height` towards `goal` and raise `part.proved` until they meet or time is up.
 
     Rounds with a growing node limit. Each climbs, then searches at the floor: a refutation raises the floor to the next
@@ -184,9 +188,9 @@ def _minimize(part: _Part, kernels, goal: int, deadline: float) -> None:
         """Search under `capacity` in each way; True when one has found a layout or refuted the capacity."""
         nonlocal floor
         for search in searches:
-            if time.perf_counter() >= deadline:
+            if limit.spent():
                 return False
-            result = search.run(kernels, capacity, nodes, deadline)
+            result = search.run(kernels, capacity, nodes)
             if result == kernels.FOUND:
                 part.improve(search.offset, search.name)
                 return True
@@ -196,8 +200,8 @@ def _minimize(part: _Part, kernels, goal: int, deadline: float) -> None:
                 return True
         return False
 
-    while part.height > floor and time.perf_counter() < deadline:
-        climber.turn(kernels, floor, deadline)
+    while part.height > floor and not limit.spent():
+        climber.turn(kernels, floor)
         while part.height > floor and settle(floor, node_limit):
             pass
         if part.height > floor > part.proved:
@@ -215,13 +219,12 @@ class _Climber:
         self.orders = (np.argsort(part.offset, kind="stable"), np.lexsort((-part.size, part.lower)))
         self.turns = 0
 
-    def turn(self, kernels, goal: int, deadline: float) -> None:
-        """Some ten milliseconds of climbing towards `goal`, less where time is short."""
+    def turn(self, kernels, goal: int) -> None:
+        """Some ten milliseconds of climbing towards `goal`."""
         part, best = self.part, self.turns % 2
         self.turns += 1
         n = len(part.size)
-        left = max(0.0, deadline - time.perf_counter())
-        tries = int(min(CLIMB_WORK, left * 1e8) // (n * n // 4 + 1000)) + 1
+        tries = CLIMB_WORK // (n * n // 4 + 1000) + 1
         offset = np.empty(n, np.int64)
         kernels.climb(self.orders[best], part.lower, part.upper, part.size, best, goal, tries, self.turns, offset)
         part.improve(offset, f"hill climbing, {'best' if best else 'first'} fit")
@@ -235,5 +238,5 @@ def compile_kernels():
     kernels.fit(zero, zero, one, one, True, 1, 1, zero.copy(), zero.copy())
     kernels.climb(zero.copy(), zero, one, one, True, 1, 1, 1, zero.copy())
     for search in part_searches(zero, one, one):
-        search.run(kernels, 1, 10, time.perf_counter() + 1)
+        search.run(kernels, 1, 10)
     return kernels

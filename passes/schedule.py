@@ -8,8 +8,8 @@ with wider beams, until both bounds meet or time is up.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ import numpy as np
 from ..compiler.graph import Graph
 from .beam import beam_search
 from .bounds import lower_bound
+from .clock import Clock, Limit, Stopwatch, processor_clock, wall_clock
 from .decompose import segments
 from .exact import Search, blocks_of, compile_kernels, sweep_cuts
 from .heuristics import PORTFOLIO
@@ -53,24 +54,24 @@ class Schedule:
     inputs: Inputs = "planned"
 
 
-def schedule(graph: Graph, *, time_limit: float = 10.0, inputs: Inputs = "planned") -> Schedule:
+def schedule(graph: Graph, *, time_limit: float = 10.0, inputs: Inputs = "planned", clock: Clock = processor_clock) -> Schedule:
     """An order of `graph` with the least peak found within `time_limit` seconds, and a lower bound on every order's peak.
 
-    The seconds are of this thread's processor time: how busy the machine is does not change what is found. The traced order is
-    kept when none is better. Takes milliseconds when simple bounds meet; else the first call on a machine compiles kernels, some
+    The seconds are of `clock`, this thread's processor time: how busy the machine is does not change what is found. The traced
+    order is kept when none is better. Takes milliseconds when simple bounds meet; else the first call on a machine compiles kernels, some
     ten seconds that are cached on disk and not counted in `time_limit`. Equal graphs give equal results unless time runs out.
     `passes.problem`, `bounds` and `exact` tell why the result is right; `verify_schedule` checks it.
     """
     check_inputs_mode(inputs)
-    started, begun = time.perf_counter(), time.thread_time()
-    hunt = _Hunt(graph, inputs)
+    wall, limit = Stopwatch(wall_clock), Limit(time_limit, clock)
+    hunt = _Hunt(graph, inputs, wall, limit)
     for _ in hunt.stages():
-        if hunt.lower >= hunt.upper or time.thread_time() - begun - hunt.compiled >= time_limit:
+        if hunt.lower >= hunt.upper or limit.spent():
             break
     order = late_weightless(graph, hunt.order, inputs)
     result = Schedule(order, hunt.upper, hunt.lower, hunt.lower == hunt.upper, hunt.method(), 0.0, inputs)
     verify_schedule(graph, result)
-    return replace(result, seconds=time.perf_counter() - started - hunt.compiling)
+    return replace(result, seconds=wall.taken())
 
 
 def late_weightless(graph: Graph, order: Sequence[int], inputs: Inputs = "planned") -> tuple[int, ...]:
@@ -113,9 +114,9 @@ def late_weightless(graph: Graph, order: Sequence[int], inputs: Inputs = "planne
 
 
 class _Hunt:
-    """The best order and bound so far. `stages` yields wherever the hunt may stop."""
+    """The best order and bound so far. `stages` yields wherever the hunt may stop; `watches` stand still while kernels are compiled."""
 
-    def __init__(self, graph: Graph, inputs: Inputs):
+    def __init__(self, graph: Graph, inputs: Inputs, *watches: Stopwatch):
         self.graph = graph
         self.inputs: Inputs = inputs
         self.order = tuple(range(len(graph.nodes)))
@@ -123,8 +124,7 @@ class _Hunt:
         self.found_by = "traced"
         self.lower = 0
         self.bounded_by = "ends"
-        self.compiling = 0.0  # wall-clock seconds
-        self.compiled = 0.0  # of this thread's processor time
+        self.watches = watches
 
     def method(self) -> str:
         return f"{self.found_by}; {self.bounded_by}"
@@ -189,10 +189,10 @@ class _Hunt:
 
     def compile(self) -> None:
         """Load the kernels, compiled or from numba's cache; the time it takes is not the caller's."""
-        started, begun = time.perf_counter(), time.thread_time()
-        compile_kernels()
-        self.compiling += time.perf_counter() - started
-        self.compiled += time.thread_time() - begun
+        with ExitStack() as pauses:
+            for watch in self.watches:
+                pauses.enter_context(watch.paused())
+            compile_kernels()
 
 
 class _Part:

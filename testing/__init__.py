@@ -11,12 +11,14 @@ Strategies (need `pip install 'neaptide[testing]'`) draw well-formed inputs that
 
 `generate` holds the construction code itself, driven by any source of choices; with `random.Random(seed).randrange` it makes
 graphs by the hundred thousand, without Hypothesis. `check_space` holds a search space of your own to the contract of all spaces.
+`StepClock` makes a time limit mean the same on every machine.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .clock import StepClock
 from .oracles import brute_force_height, brute_force_optimum, brute_force_peak
 
 if TYPE_CHECKING:
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from .strategies import conv_nets, graphs, lifetimes, topological_orders
 
 __all__ = [
+    "StepClock",
     "brute_force_height",
     "brute_force_optimum",
     "brute_force_peak",
