@@ -5,8 +5,8 @@ All take an `OrderingProblem` and return an order of its blocks; all are determi
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
-from heapq import heappop, heappush
 
 from .problem import OrderingProblem
 
@@ -94,49 +94,27 @@ def _post_order(roots: Iterable[int], neighbours: Callable[[int], Iterable[int]]
 def _greedy(problem: OrderingProblem, *, within_peak: bool) -> list[int]:
     """Run the ready block with the least growth; `within_peak` prefers those that stay at or below the peak so far.
 
-    Growth changes only when a load comes down to its last user, so the heap of (growth, block) is kept up to date by
-    pushing such blocks again; stale entries are dropped when met. O((blocks + uses) log blocks) but for blocks that fit late.
+    Where none does, the ready block that needs least. Growth changes only when a load comes down to its last user.
+    O((blocks + uses) log blocks).
     """
-    n = len(problem)
-    size, alloc, extra, used, users = problem.size, problem.alloc, problem.extra, problem.used, problem.users
+    size, extra, used, users = problem.size, problem.extra, problem.used, problem.users
     missing = [len(p) for p in problem.preds]
     left = [len(u) for u in users]
     last_user = [0] * len(size)
+    growth = list(problem.alloc)
     for b, us in enumerate(users):
         for v in us:
             last_user[b] ^= v
-    growth = list(alloc)
-    for b, us in enumerate(users):
         if len(us) == 1:
             growth[us[0]] -= size[b]
-    done = [False] * n
-    ready = [missing[v] == 0 for v in range(n)]
-    by_growth = [(growth[v], v) for v in range(n) if ready[v]]
-    by_extra = [(extra[v], growth[v], v) for v in range(n) if ready[v]]
-    by_growth.sort()
-    by_extra.sort()
+    ready = _Ready(extra if within_peak else [0] * len(problem))
+    for v, m in enumerate(missing):
+        if not m:
+            ready.put(v, growth[v])
     held = peak = problem.start
     order: list[int] = []
-    while len(order) < n:
-        chosen = -1
-        too_big = []
-        while by_growth:
-            g, v = by_growth[0]
-            if done[v] or g != growth[v]:
-                heappop(by_growth)
-            elif within_peak and held + extra[v] > peak:
-                too_big.append(heappop(by_growth))
-            else:
-                chosen = v
-                break
-        if chosen < 0:
-            while done[by_extra[0][2]] or by_extra[0][1] != growth[by_extra[0][2]]:
-                heappop(by_extra)
-            chosen = by_extra[0][2]
-        for entry in too_big:
-            heappush(by_growth, entry)
-        v = chosen
-        done[v] = True
+    while len(order) < len(problem):
+        v = ready.pop(peak - held)
         order.append(v)
         peak = max(peak, held + extra[v])
         held += growth[v]
@@ -146,13 +124,75 @@ def _greedy(problem: OrderingProblem, *, within_peak: bool) -> list[int]:
             if left[b] == 1:
                 u = last_user[b]
                 growth[u] -= size[b]
-                if ready[u]:
-                    heappush(by_growth, (growth[u], u))
-                    heappush(by_extra, (extra[u], growth[u], u))
+                if u in ready:
+                    ready.put(u, growth[u])
         for w in problem.succs[v]:
             missing[w] -= 1
             if not missing[w]:
-                ready[w] = True
-                heappush(by_growth, (growth[w], w))
-                heappush(by_extra, (extra[w], growth[w], w))
+                ready.put(w, growth[w])
     return order
+
+
+class _Ready:
+    """The ready blocks: a tree of minima over all blocks in the order of what they need, so that limits are prefixes."""
+
+    def __init__(self, needs: list[int]):
+        self._count = len(needs)
+        by_need = sorted(range(len(needs)), key=needs.__getitem__)
+        self._needs = [needs[v] for v in by_need]
+        self._leaf = [0] * len(needs)
+        for i, v in enumerate(by_need):
+            self._leaf[v] = len(needs) + i
+        self._least: list[int] = [_NONE] * (2 * len(needs))  # growth * count + block: least growth first, then the lowest block
+
+    def __contains__(self, v: int) -> bool:
+        return self._least[self._leaf[v]] != _NONE
+
+    def put(self, v: int, growth: int) -> None:
+        """Block `v` is ready, and leaves so many bytes more than before."""
+        self._set(v, growth * self._count + v)
+
+    def pop(self, limit: int) -> int:
+        """Of the blocks that need at most `limit` the one that grows least; where there is none, of those that need least."""
+        found = self._before(bisect_right(self._needs, limit))
+        if found == _NONE:
+            found = self._before(bisect_right(self._needs, self._needs[self._first()]))
+        v = found % self._count
+        self._set(v, _NONE)
+        return v
+
+    def _set(self, v: int, key: int) -> None:
+        least, i = self._least, self._leaf[v]
+        least[i] = key
+        while i > 1:
+            i >>= 1
+            key = min(least[2 * i], least[2 * i + 1])
+            if least[i] == key:
+                return
+            least[i] = key
+
+    def _before(self, end: int) -> int:
+        """The least key of the first `end` leaves."""
+        least, low, high = self._least, self._count, self._count + end
+        found = _NONE
+        while low < high:
+            if low & 1:
+                found = min(found, least[low])
+                low += 1
+            if high & 1:
+                high -= 1
+                found = min(found, least[high])
+            low >>= 1
+            high >>= 1
+        return found
+
+    def _first(self) -> int:
+        """The place of the first ready block among the leaves."""
+        low, high = 0, self._count
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if self._before(middle) != _NONE else (middle, high)
+        return low
+
+
+_NONE = 1 << 126  # above every key: sizes are below 2^62, blocks below 2^63
