@@ -14,12 +14,21 @@ from collections.abc import Iterable
 from .problem import OrderingProblem
 
 INFINITE = 1 << 62
+MOST_UNDECIDED = 20_000
+SCANNED = 64  # blocks that are gone over in the time in which a cut decides about one
 
 
 def cut_bound(problem: OrderingProblem, v: int) -> tuple[int, int]:
     """Least need of block `v` over all orders, in bytes, and how many blocks the cut had to decide about."""
-    before = problem.ancestors[v]
-    after = problem.descendants[v] | 1 << v
+    return _cut_between(problem, v, *_sides(problem, v))
+
+
+def _sides(problem: OrderingProblem, v: int) -> tuple[int, int]:
+    """What runs before block `v` in every order, and what does not, as bit sets."""
+    return problem.ancestors(v), problem.descendants(v) | 1 << v
+
+
+def _cut_between(problem: OrderingProblem, v: int, before: int, after: int) -> tuple[int, int]:
     network = _cut_network(problem, before, after)
     return network.fixed + network.maximum_flow() + problem.extra[v], len(network.blocks)
 
@@ -60,18 +69,23 @@ def lower_bound(problem: OrderingProblem, needs: list[int], upper: int, *, work:
     """Largest `cut_bound` over blocks, and whether all blocks that could raise it were looked at.
 
     `needs`: per block the least need over known orders, an upper bound on its `cut_bound`. Stops at `upper`, or when the
-    cuts have had to decide about `work` blocks in total.
+    cuts have had to decide about `work` blocks in total; going over all blocks for a cut counts as well. A cut that would have to
+    decide about more than `MOST_UNDECIDED` blocks is left to the kernels.
     """
     bound = problem.floor
+    each = 1 + len(problem) // SCANNED
     for v in sorted(range(len(problem)), key=lambda u: (-needs[u], u)):
         if needs[v] <= bound or bound >= upper:
             break
         if work <= 0:
             return bound, False
-        value, undecided = cut_bound(problem, v)
+        before, after = _sides(problem, v)
+        if len(problem) - before.bit_count() - after.bit_count() > MOST_UNDECIDED:
+            return bound, False
+        value, undecided = _cut_between(problem, v, before, after)
         needs[v] = value
         bound = max(bound, value)
-        work -= undecided + 1
+        work -= undecided + each
     return bound, True
 
 

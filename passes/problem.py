@@ -22,12 +22,16 @@ its old bytes when the growth of what moves earlier is never positive, and of wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
+import numpy as np
+
 from ..compiler.graph import Graph
 from .liveness import Inputs, counted_storages
+
+REACH = 1 << 15  # blocks whose ancestors are known to each other at once: bit sets of all pairs of them take 128 MiB
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +63,20 @@ class OrderingProblem:
     def __len__(self) -> int:
         return len(self.members)
 
+    def ancestors(self, v: int) -> int:
+        """The ancestors of block `v` as a bit set in an int."""
+        return self._ancestors[v] if len(self) <= REACH else _reached(self.preds, v)
+
+    def descendants(self, v: int) -> int:
+        """The descendants of block `v` as a bit set in an int."""
+        return self._descendants[v] if len(self) <= REACH else _reached(self.succs, v)
+
     @cached_property
-    def ancestors(self) -> list[int]:
-        """Per block: its ancestors as a bit set in an int."""
+    def _ancestors(self) -> list[int]:
         return _reach(self.preds, range(len(self)))
 
     @cached_property
-    def descendants(self) -> list[int]:
-        """Per block: its descendants as a bit set in an int."""
+    def _descendants(self) -> list[int]:
         return _reach(self.succs, range(len(self) - 1, -1, -1))
 
     def expand(self, order: Iterable[int]) -> tuple[int, ...]:
@@ -95,7 +105,11 @@ class OrderingProblem:
 
 
 def ordering_problem(graph: Graph, inputs: Inputs = "planned") -> OrderingProblem:
-    """The ordering problem of `graph`, with every merge that the module docstring allows. O(nodes^2 / 64 + uses) a round."""
+    """The ordering problem of `graph`, with every merge that the module docstring allows.
+
+    O(nodes * s / 64 + uses) a round, s the longest stretch of nodes between two that are comparable to all. Where s is beyond
+    `REACH`, a predecessor or user that only far nodes make redundant may stay: a larger problem with the same optimum.
+    """
     draft = _Draft(graph, inputs)
     draft.reduce()
     while draft.merge():
@@ -112,6 +126,48 @@ def _reach(neighbours: Sequence[Iterable[int]], order: Iterable[int]) -> list[in
             mask |= reach[u] | 1 << u
         reach[v] = mask
     return reach
+
+
+def _reached(neighbours: Sequence[Iterable[int]], v: int) -> int:
+    """Bit set of everything reachable from `v` over `neighbours`. O(what is reached + blocks)."""
+    seen = np.zeros(len(neighbours), np.bool_)
+    stack = [v]
+    while stack:
+        for u in neighbours[stack.pop()]:
+            if not seen[u]:
+                seen[u] = True
+                stack.append(u)
+    return int.from_bytes(np.packbits(seen, bitorder="little").tobytes(), "little")
+
+
+def comparable_to_all(preds: Sequence[Collection[int]], succs: Sequence[Collection[int]]) -> list[int]:
+    """The nodes, in a topological order 0, 1, ..., that every other node is an ancestor or a descendant of. O(nodes + edges).
+
+    Node v is a descendant of all before it when each of those has a successor at or before v: following these leads to v.
+    """
+    n = len(preds)
+    farthest, all_before = -1, []
+    for v in range(n):
+        all_before.append(farthest <= v)
+        farthest = max(farthest, min(succs[v], default=n))
+    nearest, found = n, []
+    for v in range(n - 1, -1, -1):
+        if nearest >= v and all_before[v]:
+            found.append(v)
+        nearest = min(nearest, max(preds[v], default=-1))
+    return found[::-1]
+
+
+def _windows(ends: Sequence[int], n: int) -> list[tuple[int, int]]:
+    """Per place of an order of `n`: its gate and the start of its window.
+
+    The gate is the first place behind the last of `ends` before it: all before the gate are its ancestors. A window, in which bit sets
+    tell ancestors, is what lies between two gates, or a part of that of at most `REACH` places.
+    """
+    found = []
+    for gate, end in zip((0, *(e + 1 for e in ends)), (*(e + 1 for e in ends), n), strict=True):
+        found += [(gate, gate + (i - gate) // REACH * REACH) for i in range(gate, end)]
+    return found
 
 
 class _Draft:
@@ -164,33 +220,44 @@ class _Draft:
             self.alloc[v] = sum(self.size[s] for s in self.born[v])
 
     def reduce(self) -> None:
-        """Keep immediate predecessors and possible last users only."""
-        ancestors = [0] * len(self.rank)
-        for v in self.order:
-            direct = self.preds[v]
-            if len(direct) > 1:
-                indirect = 0
-                for u in direct:
-                    indirect |= ancestors[u]
-                for u in [u for u in direct if indirect >> u & 1]:
-                    direct.discard(u)
+        """Keep immediate predecessors and possible last users only.
+
+        Between two nodes that are comparable to all others ancestors are told apart by bit sets; what lies before the first of them is
+        an ancestor of all that lies behind it.
+        """
+        place = {v: i for i, v in enumerate(self.order)}
+        ends = comparable_to_all(*([[place[u] for u in near[v]] for v in self.order] for near in (self.preds, self.succs)))
+        ancestors = [0] * len(self.order)  # by place, of the blocks of a place's own window: bit k is place `start` + k
+        starts = _windows(ends, len(self.order))
+        for i, v in enumerate(self.order):
+            gate, start = starts[i]
+            direct = {place[u]: u for u in self.preds[v]}
+            near = [j for j in direct if j >= start]
+            indirect = 0
+            for j in near:
+                indirect |= ancestors[j]
+            behind_gate = any(j >= gate for j in direct)
+            for j, u in direct.items():
+                redundant = indirect >> (j - start) & 1 if j >= start else j < gate - (not behind_gate)
+                if redundant:
+                    self.preds[v].discard(u)
                     self.succs[u].discard(v)
-                mask = indirect
-            else:
-                mask = 0
-                for u in direct:
-                    mask = ancestors[u]
-            for u in direct:
-                mask |= 1 << u
-            ancestors[v] = mask
+            for j in near:
+                indirect |= 1 << (j - start)
+            ancestors[i] = indirect
         for s, users in enumerate(self.users):
             if len(users) > 1:
-                before = 0
+                gate = starts[max(place[v] for v in users)][0]
+                before: dict[int, int] = {}
                 for v in users:
-                    before |= ancestors[v]
-                for v in [v for v in users if before >> v & 1]:
-                    users.discard(v)
-                    self.used[v].discard(s)
+                    start = starts[place[v]][1]
+                    before[start] = before.get(start, 0) | ancestors[place[v]]
+                for v in list(users):
+                    i = place[v]
+                    start = starts[i][1]
+                    if i < gate or before[start] >> (i - start) & 1:
+                        users.discard(v)
+                        self.used[v].discard(s)
 
     def merge(self) -> bool:
         """One pass of merges over all blocks; True if any was made."""

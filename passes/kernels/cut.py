@@ -7,6 +7,7 @@ from numba import njit
 
 INFINITE = 1 << 60
 BEFORE, OPEN, AFTER = 1, 0, 2
+SCANNED = 64  # as in `passes.bounds`
 
 
 @njit(cache=True, nogil=True)
@@ -179,6 +180,6 @@ def sweep(candidates, first, bound, upper, work, needs, blocks):
         value, undecided = cut_bound(v, candidates, 0, blocks, side, vertex, stack)
         needs[v] = value
         bound = max(bound, value)
-        work -= undecided + 1
+        work -= undecided + 1 + n // SCANNED
         i += 1
     return bound, i
