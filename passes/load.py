@@ -39,3 +39,8 @@ def crowding(lower: np.ndarray, upper: np.ndarray, size: np.ndarray) -> np.ndarr
         here = level == k
         most[here] = np.maximum(row[first[here]], row[end[here] - 2**k])
     return most
+
+
+def overlapping_pairs(lower: np.ndarray, upper: np.ndarray) -> int:
+    """How many pairs of blocks are alive together. O(n log n)."""
+    return int((np.searchsorted(np.sort(lower), upper, side="left") - np.searchsorted(np.sort(upper), lower, side="right") - 1).sum()) // 2

@@ -11,7 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
-from .load import crowding, max_load
+from .load import crowding, max_load, overlapping_pairs
 
 SEARCH_BLOCKS = 1_500
 SEARCH_PAIRS = 1_500_000
@@ -37,8 +37,7 @@ def part_searches(lower: np.ndarray, upper: np.ndarray, size: np.ndarray) -> lis
     ways: list[Search] = []
     if n * width <= SWEEP_CELLS:
         ways += [Sweep(name, lower, upper, size, width, mode) for mode, name in enumerate(("tightest", "lowest", "random"))]
-    meetings = np.searchsorted(np.sort(lower), upper, side="left") - np.searchsorted(np.sort(upper), lower, side="right")
-    if n <= SEARCH_BLOCKS and int(meetings.sum()) <= SEARCH_PAIRS:
+    if n <= SEARCH_BLOCKS and 2 * overlapping_pairs(lower, upper) + n <= SEARCH_PAIRS:
         duration = upper - lower
         area = duration.astype(np.float64) * size
         load = crowding(lower, upper, size)

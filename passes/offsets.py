@@ -17,13 +17,16 @@ import numpy as np
 
 from .clock import Clock, Limit, Stopwatch, processor_clock, wall_clock
 from .kernels.fit import fit
-from .load import crowding, max_load
+from .load import crowding, max_load, overlapping_pairs
 from .offset_search import part_searches
 
 PYTHON_BLOCKS = 1_500
 FIRST_NODES = 2_000
 MOST_NODES = 1 << 20
 CLIMB_WORK = 4_000_000
+CLIMB_BLOCKS = 20_000  # a step of climbing places all blocks of a part anew, in quadratic time
+MANY_BLOCKS = 4_000
+MOST_PAIRS = 50_000_000  # that overlap, 8 bytes each in a table
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,10 @@ def solve(
 
     with wall.paused(), limit.paused():
         kernels = compile_kernels()
-    if n > PYTHON_BLOCKS // 3:
+        among = compile_overlap_kernels() if n > MANY_BLOCKS else None
+    if among:
+        layout.try_among(among, orders, goal, limit)
+    elif n > PYTHON_BLOCKS // 3:
         layout.try_orders(kernels.fit, orders, goal, limit=limit)
     parts = [_Part(lower[rows], upper[rows], size[rows], rows, layout.offset[rows]) for rows in _apart(lower, upper)]
     parts.sort(key=lambda part: -part.height)
@@ -104,11 +110,32 @@ class _Layout:
                     return
                 scratch = ([0] * n, [0] * n) if plain else (np.empty(n, np.int64), np.empty(n, np.int64))
                 fit(order.tolist() if plain else order, *tables, best, goal, 1 << 62, *scratch)
-                offset = np.array(scratch[1], np.int64)
-                height = int((offset + self.size).max())
-                if height < self.height:
-                    self.height, self.offset = height, offset
-                    self.method = f"{'best' if best else 'first'} fit by {name}"
+                self.keep(np.array(scratch[1], np.int64), f"{'best' if best else 'first'} fit by {name}")
+
+    def try_among(self, kernels, orders: list[tuple[str, np.ndarray]], goal: int, limit: Limit) -> None:
+        """As `try_orders`, for many blocks: in order of birth, then in each order if a table of who overlaps whom is not too large."""
+        offset = np.empty(len(self.size), np.int64)
+        by_start = np.argsort(self.lower, kind="stable")
+        for best in (False, True):
+            kernels.fit_in_time(by_start, self.lower, self.upper, self.size, best, offset)
+            self.keep(offset, f"{'best' if best else 'first'} fit by birth")
+            if self.height <= goal or limit.spent():
+                return
+        if overlapping_pairs(self.lower, self.upper) > MOST_PAIRS:
+            return
+        table = kernels.overlaps(self.lower, self.upper, by_start, self.lower[by_start])
+        for name, order in orders:
+            for best in (False, True):
+                if self.height <= goal or limit.spent():
+                    return
+                kernels.fit_among(order, *table, self.size, best, offset)
+                self.keep(offset, f"{'best' if best else 'first'} fit by {name}")
+
+    def keep(self, offset: np.ndarray, method: str) -> None:
+        """Take a layout of all blocks over when it is lower."""
+        height = int((offset + self.size).max())
+        if height < self.height:
+            self.height, self.offset, self.method = height, offset.copy(), method
 
     def take(self, part: _Part) -> None:
         """Put a part's layout in place of what is here."""
@@ -180,7 +207,7 @@ def _minimize(part: _Part, kernels, goal: int, limit: Limit) -> None:
     where `goal` leaves room, others below the floor: a tighter capacity is at times the easier one.
     """
     searches = part_searches(part.lower, part.upper, part.size)
-    climber = _Climber(part)
+    climber = _Climber(part) if len(part.size) <= CLIMB_BLOCKS else None
     node_limit = FIRST_NODES
     floor = max(goal, part.proved)
 
@@ -200,8 +227,9 @@ def _minimize(part: _Part, kernels, goal: int, limit: Limit) -> None:
                 return True
         return False
 
-    while part.height > floor and not limit.spent():
-        climber.turn(kernels, floor)
+    while part.height > floor and not limit.spent() and (climber or searches):
+        if climber:
+            climber.turn(kernels, floor)
         while part.height > floor and settle(floor, node_limit):
             pass
         if part.height > floor > part.proved:
@@ -239,4 +267,15 @@ def compile_kernels():
     kernels.climb(zero.copy(), zero, one, one, True, 1, 1, 1, zero.copy())
     for search in part_searches(zero, one, one):
         search.run(kernels, 1, 10)
+    return kernels
+
+
+def compile_overlap_kernels():
+    """The kernels for many blocks, compiled or read from the cache on disk."""
+    from .kernels import fit_overlaps as kernels
+
+    zero, one = np.zeros(1, np.int64), np.ones(1, np.int64)
+    table = kernels.overlaps(zero, one, zero, zero)
+    kernels.fit_among(zero, *table, one, True, zero.copy())
+    kernels.fit_in_time(zero, zero, one, one, True, zero.copy())
     return kernels
