@@ -25,6 +25,7 @@ RESUMABLE = ("trace_zoo", "eager_peak", "training_peak", "execute", "memnet_sear
 BENCHMARKS = {
     "order": "Orders: proven optima on the public graphs",
     "arena": "Offsets: arena over its lower bound",
+    "large_graphs": "Analysis of graphs of 200,000 operators",
     "flops": "FLOPs against hand counts",
     "trace_time": "Trace time against torch.export",
     "trace_zoo": "Models traced",
