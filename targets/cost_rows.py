@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from ..compiler.errors import FormatError
-from .database import TABLES, UNITS, CostDatabase, Row
+from .database import CostDatabase
+from .rows import TABLES, Row, checked_row
+from .schedule_traces import check_schedule
 
 FORMAT, VERSION = "neaptide.costs", 1
 BATCH = 1000
@@ -37,7 +39,7 @@ def import_rows(path: str | Path, database: CostDatabase) -> tuple[int, int]:
 
 
 def read_rows(path: str | Path) -> Iterator[Row]:
-    """The rows of an exported file."""
+    """The rows of an exported file, each checked as what a stranger wrote: its numbers, and the schedule it carries."""
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -52,7 +54,7 @@ def read_rows(path: str | Path) -> Iterator[Row]:
                     raise ValueError(f"the first line does not say {FORMAT} version {VERSION}")
             else:
                 yield _row(document)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise FormatError(f"{path}:{number}: {error}; `neaptide cost export` writes such files") from None
     if not lines:
         raise FormatError(f"{path}:1: empty; `neaptide cost export` writes such files")
@@ -64,26 +66,12 @@ def row_document(row: Row) -> dict[str, Any]:
     return {"table": TABLES[type(row)], **{name: dict(v) if isinstance(v, Mapping) else v for name, v in values.items()}}
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    "signature": (str,), "target": (str,), "toolchain": (str,), "unit": (str,), "value": (int, float), "created": (int, float),
-    "spread": (int, float, type(None)), "bytes": (int,), "features": (dict,), "extra": (dict,), "operators": (dict,),
-}  # fmt: skip
-
-
 def _row(document: dict[str, Any]) -> Row:
     table = document.pop("table", None)
     kind = next((k for k, name in TABLES.items() if name == table), None)
     if kind is None:
         raise ValueError(f"table {table!r} is not one of {', '.join(TABLES.values())}")
-    known = {f.name: f for f in fields(kind)}
-    for name, value in document.items():
-        if name not in known:
-            raise ValueError(f"unknown key {name!r}")
-        if not isinstance(value, _TYPES[name]) or isinstance(value, bool):
-            raise ValueError(f"{name} is {value!r}")
-    for name, f in known.items():
-        if name not in document and f.default is MISSING and f.default_factory is MISSING:
-            raise ValueError(f"{name!r} is missing")
-    if document.get("unit", UNITS[0]) not in UNITS or not 0 <= document["value"] < float("inf"):
-        raise ValueError(f"it costs {document['value']!r} {document.get('unit', UNITS[0])!r}")
-    return kind(**document)
+    row = checked_row(kind, document)
+    if "trace" in row.extra:
+        check_schedule(row.extra["trace"])
+    return row

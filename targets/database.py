@@ -12,19 +12,20 @@ import os
 import sqlite3
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 from ..compiler.errors import FormatError, NeaptideError
+from ..compiler.sqlite_files import ForeignSchemaError, check_schema, connect
+from .rows import TABLES, UNITS, NetworkRow, OperatorRow, Row, Unit, checked_row
 
 FILE = "costs.sqlite"
-UNITS = ("instructions", "seconds")
 WAIT_S = 60.0
-Unit = Literal["instructions", "seconds"]
 
 # Step k takes a file from version k to k + 1; a released step never changes.
 MIGRATIONS = (
@@ -44,44 +45,7 @@ MIGRATIONS = (
     """,
 )
 VERSION = len(MIGRATIONS)
-
-
-@dataclass(frozen=True, slots=True)
-class OperatorRow:
-    """One operator measured alone. `value` in `unit`; `spread`: relative half range of its repetitions; `bytes`: workspace beside
-    inputs and outputs; `features`: numbers a predictor learns from (`op` names the kind); `extra`: anything a backend wants back, such
-    as its schedule. `created`: seconds since 1970.
-    """
-
-    signature: str
-    target: str
-    toolchain: str
-    value: float
-    unit: Unit = "instructions"
-    spread: float | None = None
-    bytes: int = 0
-    features: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    created: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class NetworkRow:
-    """One network measured whole. `operators`: how often each operator signature occurs in it."""
-
-    signature: str
-    target: str
-    toolchain: str
-    value: float
-    operators: Mapping[str, int]
-    unit: Unit = "instructions"
-    spread: float | None = None
-    extra: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    created: float = 0.0
-
-
-Row = OperatorRow | NetworkRow
-TABLES: Mapping[type[Row], str] = MappingProxyType({OperatorRow: "operators", NetworkRow: "networks"})
+__all__ = ["TABLES", "UNITS", "CostDatabase", "NetworkRow", "OperatorRow", "Row", "Unit", "default_path"]
 
 
 def default_path() -> Path:
@@ -97,7 +61,9 @@ def default_path() -> Path:
 class CostDatabase:
     """Costs on disk, for threads and processes to share. `path`: the file (None: `default_path()`), made when absent.
 
-    Raises `FormatError` when the file is no cost database, is damaged, or is of a later version than this program knows.
+    The file may come from anyone: one whose schema is not ours is refused, and a row whose values no measurement gives is not used,
+    with a warning that names it. Raises `FormatError` when the file is no cost database, is damaged, or is of a later version than
+    this program knows.
     """
 
     def __init__(self, path: str | os.PathLike[str] | None = None):
@@ -131,12 +97,21 @@ class CostDatabase:
         where, values = _where(target=target, toolchain=toolchain, like=like)
         with self._errors(), self._lock:
             found = self._db().execute(f"SELECT {_columns(kind)} FROM {TABLES[kind]} {where} ORDER BY 1, 2, 3", values).fetchall()
-        yield from (_row(kind, values) for values in found)
+        unread: list[str] = []
+        for values in found:
+            try:
+                yield _row(kind, values)
+            except ValueError as error:
+                unread.append(self._unread(values, error))
+        if unread:
+            more = f" (and {len(unread) - 1:,} more)" if len(unread) > 1 else ""
+            warnings.warn(f"{unread[0]}{more}; `neaptide cost prune` forgets rows", stacklevel=2)
 
     def counts(self) -> list[tuple[str, str, int, int]]:
         """Per target and toolchain: how many operators and networks are known."""
         union = " UNION ALL ".join(
-            f"SELECT target, toolchain, {int(t == 'operators')} AS o, {int(t == 'networks')} AS n FROM {t}" for t in TABLES.values()
+            f"SELECT target, toolchain, {int(t == 'operators')} AS o, {int(t == 'networks')} AS n FROM {t} WHERE typeof(target) || typeof(toolchain) = 'texttext'"
+            for t in TABLES.values()
         )
         with self._errors(), self._lock:
             return self._db().execute(f"SELECT target, toolchain, SUM(o), SUM(n) FROM ({union}) GROUP BY 1, 2 ORDER BY 1, 2").fetchall()
@@ -177,7 +152,16 @@ class CostDatabase:
         query = f"SELECT {_columns(kind)} FROM {TABLES[kind]} WHERE signature = ? AND target = ? AND toolchain = ?"
         with self._errors(), self._lock:
             found = self._db().execute(query, key).fetchone()
-        return None if found is None else _row(kind, found)
+        if found is None:
+            return None
+        try:
+            return _row(kind, found)
+        except ValueError as error:
+            warnings.warn(f"{self._unread(found, error)}; measuring anew replaces it", stacklevel=3)
+            return None
+
+    def _unread(self, values: tuple[Any, ...], error: ValueError) -> str:
+        return f"{self.path}: the row {str(values[0])[:200]!r} of target {str(values[1])[:80]!r} is not used: {error}"
 
     def _db(self) -> sqlite3.Connection:
         """This process's own connection. One made before a fork belongs to the parent: a child must neither use nor close it."""
@@ -192,8 +176,9 @@ class CostDatabase:
     def _open(self) -> sqlite3.Connection:
         with self._errors():
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            db = sqlite3.connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+            db = connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
             try:
+                _retry(lambda: self._version(db))
                 _retry(lambda: db.execute("PRAGMA journal_mode=WAL").fetchone())
                 db.execute("PRAGMA synchronous=FULL")
                 self._migrate(db)
@@ -213,13 +198,19 @@ class CostDatabase:
             db.execute(f"PRAGMA user_version = {VERSION}")
 
     def _version(self, db: sqlite3.Connection) -> int:
-        version = db.execute("PRAGMA user_version").fetchone()[0]
-        if version > VERSION:
-            raise FormatError(
-                f"{self.path}: a cost database of version {version}; this Neaptide knows versions up to {VERSION}: upgrade it"
-            )
-        if version == 0 and db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()[0]:
-            raise FormatError(f"{self.path}: a SQLite file of something else; name another with --database or NEAPTIDE_COSTS")
+        """How far the file is migrated; its schema is that of this version and nothing else."""
+        with _snapshot(db):
+            version = db.execute("PRAGMA user_version").fetchone()[0]
+            if version > VERSION:
+                raise FormatError(
+                    f"{self.path}: a cost database of version {version}; this Neaptide knows versions up to {VERSION}: upgrade it"
+                )
+            try:
+                check_schema(db, [statement for step in MIGRATIONS[:version] for statement in step.split(";")])
+            except ForeignSchemaError as error:
+                raise FormatError(
+                    f"{self.path}: a SQLite file of something else, or tampered with: {error}; name another with --database or NEAPTIDE_COSTS"
+                ) from None
         return version
 
     @contextmanager
@@ -252,6 +243,19 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
     db.execute("COMMIT")
 
 
+@contextmanager
+def _snapshot(db: sqlite3.Connection) -> Iterator[None]:
+    """Inside, all that is read is of one moment; inside a transaction it is already."""
+    if db.in_transaction:
+        yield
+        return
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("ROLLBACK")
+
+
 def _retry(action: Callable[[], object]) -> None:
     """Turning on WAL needs the file alone for a moment and does not wait for it by itself."""
     deadline = time.monotonic() + WAIT_S
@@ -266,21 +270,22 @@ def _retry(action: Callable[[], object]) -> None:
 
 
 def _write(db: sqlite3.Connection, row: Row) -> int:
-    """Insert, or replace what is not newer; the number of rows changed."""
+    """Insert, or replace what is not newer; the number of rows changed. A row from the future is as old as now: it cannot stay for ever."""
     if row.unit not in UNITS:
         raise ValueError(f"a cost is counted in {' or '.join(UNITS)}, not {row.unit!r}")
     if not 0 <= row.value < float("inf"):
         raise ValueError(f"{row.signature!r} cannot cost {row.value} {row.unit}")
+    now = time.time()
     values = [getattr(row, f.name) for f in fields(row)]
     values = [json.dumps(dict(v), sort_keys=True) if isinstance(v, Mapping) else v for v in values]
-    values[-1] = row.created or time.time()
+    values[-1] = row.created or now
     names, marks = [f.name for f in fields(row)], ", ".join("?" * len(values))
     updated = ", ".join(f"{n} = excluded.{n}" for n in names[3:])
     table = TABLES[type(row)]
     done = db.execute(
         f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks}) ON CONFLICT (signature, target, toolchain) "
-        f"DO UPDATE SET {updated} WHERE excluded.created >= {table}.created",
-        values,
+        f"DO UPDATE SET {updated} WHERE excluded.created >= MIN({table}.created, ?)",
+        [*values, now],
     )
     return done.rowcount
 
@@ -293,8 +298,19 @@ def _row(kind: type[Row], values: tuple[Any, ...]) -> Row:
     parsed = {f.name: v for f, v in zip(fields(kind), values, strict=True)}
     for name in ("features", "operators", "extra"):
         if name in parsed:
-            parsed[name] = MappingProxyType(json.loads(parsed[name]))
-    return kind(**parsed)
+            parsed[name] = _parsed(name, parsed[name])
+    return checked_row(kind, parsed)
+
+
+def _parsed(name: str, text: Any) -> Any:
+    """JSON of a column; anything may stand in a column of SQLite."""
+    if not isinstance(text, str):
+        raise ValueError(f"{name} is a {type(text).__name__}")
+    try:
+        value = json.loads(text)
+    except RecursionError:
+        raise ValueError(f"{name} nests too deeply") from None
+    return MappingProxyType(value) if isinstance(value, dict) else value
 
 
 def _where(

@@ -34,7 +34,7 @@ from .cpu_schedules import VERSION
 from .fused_graph import FusedProgram, fused_program
 from .importer import to_relax
 from .lower import signature
-from .tune import Compiled, Tuned, build, cpu_target, tune, tuned_module, unscheduled
+from .tune import Compiled, Tuned, build, cpu_target, remembered, tune, tuned_module, unscheduled
 
 TRIALS = 32
 ROUNDS, ROUND_S = 15, 0.01
@@ -82,18 +82,10 @@ def measure_cpu(
     }
     keys = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
     tvm.get_global_func("runtime.config_threadpool")(1, threads)
-    found = _tuned(program, keys, machine, target.name, toolchain_of(versions), trials, database, say)
+    compiled = _Libraries(machine, {} if libraries is None else libraries)
+    found = _tuned(program, keys, compiled, target.name, toolchain_of(versions), trials, database, say)
     say("compiling")
-    compiled = {} if libraries is None else libraries
-
-    def operator(symbol: str, func: tvm.tirx.PrimFunc) -> Compiled:
-        known = found.get(keys[symbol])
-        key = f"{keys[symbol]} {machine} {json.dumps(known.trace) if known else None}"
-        if key not in compiled:
-            compiled[key] = build(tuned_module(func, known.trace, machine), machine) if known else unscheduled(func, machine)
-        return compiled[key]
-
-    built = {symbol: operator(symbol, func) for symbol, func in program.kernels.items()}
+    built = {symbol: compiled.of(keys[symbol], func, found.get(keys[symbol])) for symbol, func in program.kernels.items()}
     inputs = input_arrays(graph, args, kwargs)
     network = _Network(graph, order.order, plan, built, inputs)
     network.run()
@@ -143,21 +135,35 @@ def interleaved(runners: Mapping[str, Callable[[], Any]], *, rounds: int = ROUND
     return {label: Timing(median(s), (max(s) - min(s)) / 2 / median(s)) for label, s in taken.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class _Libraries:
+    """Operators compiled for `machine` in this process, by signature and schedule."""
+
+    machine: tvm.target.Target
+    kept: dict[str, Compiled]
+
+    def of(self, signature: str, func: tvm.tirx.PrimFunc, known: Tuned | None) -> Compiled:
+        """`func` under its known schedule, or as it was written."""
+        key = f"{signature} {self.machine} {json.dumps(known.trace) if known else None}"
+        if key not in self.kept:
+            made = build(tuned_module(func, known.trace, self.machine), self.machine) if known else unscheduled(func, self.machine)
+            self.kept[key] = made
+        return self.kept[key]
+
+
 def _tuned(
-    program: FusedProgram, keys: Mapping[str, str], machine: tvm.target.Target, target: str, toolchain: str, trials: int,
+    program: FusedProgram, keys: Mapping[str, str], compiled: _Libraries, target: str, toolchain: str, trials: int,
     database: CostDatabase | None, say: Callable[[str], None],
 ) -> dict[str, Tuned]:  # fmt: skip
-    """The best schedules by signature: what the database knows, searched further where it had fewer than `trials`."""
+    """The best schedules by signature: what the database knows and still compiles, searched further where it had fewer than `trials`."""
     funcs = {keys[symbol]: func for symbol, func in program.kernels.items()}
     found: dict[str, Tuned] = {}
     for i, (key, func) in enumerate(funcs.items()):
         row = database.get(key, target, toolchain) if database is not None else None
-        known = None
-        if row is not None and "trace" in row.extra:
-            known = Tuned(row.value, row.spread or 0.0, int(row.extra["trials"]), row.extra["trace"], row.bytes)
+        known = remembered(row, lambda known: compiled.of(key, func, known))  # noqa: B023  (called at once)
         if trials > (known.trials if known else 0):
             say(f"tuning operator {i + 1} of {len(funcs)}: {key.partition('#')[0]}")
-            known = tune(func, machine, trials=trials, known=known)
+            known = tune(func, compiled.machine, trials=trials, known=known)
             if database is not None:
                 extra = {"trials": known.trials, "trace": known.trace}
                 row = OperatorRow(key, target, toolchain, known.seconds, "seconds", known.spread, known.workspace, features(key), extra)

@@ -5,7 +5,7 @@ They are few, and each is built in a fraction of a second; a search space of ran
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tvm
@@ -19,26 +19,35 @@ VERSION = 1  # of the code these schedules give; costs measured with another are
 
 def candidates(func: tirx.PrimFunc, target: tvm.target.Target) -> list[dict[str, Any]]:
     """Schedules for `func` as JSON values, most promising first; none for an operator that is neither a product nor a convolution."""
-    lanes, registers = _vectors(target)
-    if (product := pointwise.product(func)) is not None:
-        sizes = pointwise.tile_sizes(product.rows, product.columns, lanes, registers)
-        return [{"kind": "product", "rows": rows, "vectors": vectors} for rows, vectors in sizes]
-    if (convolution := windows.convolution(func)) is not None:
-        found = windows.tile_sizes(convolution, lanes, registers)
-        return [{"kind": "window", "rows": rows, "vectors": vectors, "together": together} for rows, vectors, together in found]
-    return []
+    return _candidates(pointwise.product(func), lambda: windows.convolution(func), target)
 
 
 def scheduled(func: tirx.PrimFunc, schedule: Mapping[str, Any], target: tvm.target.Target) -> tirx.PrimFunc:
     """`func` under one of its `candidates`. Raises `NeaptideError` for another schedule."""
     lanes, _ = _vectors(target)
     parallel = int(target.attrs["num-cores"]) > 1
-    sizes = {name: value for name, value in schedule.items() if name != "kind"}
-    if schedule.get("kind") == "product" and (product := pointwise.product(func)) is not None:
-        return pointwise.scheduled(product, lanes=lanes, parallel=parallel, **sizes)
-    if schedule.get("kind") == "window" and (convolution := windows.convolution(func)) is not None:
-        return windows.scheduled(convolution, lanes=lanes, parallel=parallel, **sizes)
+    product = pointwise.product(func)
+    convolution = None if product is not None else windows.convolution(func)
+    if schedule in _candidates(product, lambda: convolution, target):
+        sizes = {name: value for name, value in schedule.items() if name != "kind"}
+        if product is not None:
+            return pointwise.scheduled(product, lanes=lanes, parallel=parallel, **sizes)
+        if convolution is not None:
+            return windows.scheduled(convolution, lanes=lanes, parallel=parallel, **sizes)
     raise NeaptideError(f"schedule {dict(schedule)} does not fit an operator of {shapes(func)}; `neaptide cost prune` forgets it")
+
+
+def _candidates(
+    product: pointwise.Product | None, convolution: Callable[[], windows.Convolution | None], target: tvm.target.Target
+) -> list[dict[str, Any]]:
+    lanes, registers = _vectors(target)
+    if product is not None:
+        sizes = pointwise.tile_sizes(product.rows, product.columns, lanes, registers)
+        return [{"kind": "product", "rows": rows, "vectors": vectors} for rows, vectors in sizes]
+    if (read := convolution()) is not None:
+        found = windows.tile_sizes(read, lanes, registers)
+        return [{"kind": "window", "rows": rows, "vectors": vectors, "together": together} for rows, vectors, together in found]
+    return []
 
 
 def shapes(func: tirx.PrimFunc) -> str:

@@ -18,7 +18,7 @@ from ..database import CostDatabase, OperatorRow
 from ..nvcc import cuda_compiler
 from ..remember import features
 from .search_space import FAILURES, applied, candidates, operator_module
-from .tune import Tuned
+from .tune import Tuned, remembered
 
 DEFAULT = "dlight"  # the trace of dlight's default schedule
 NUMBER, REPEATS = 3, 5
@@ -47,9 +47,7 @@ def tuned_operators(
     found: dict[str, Tuned] = {}
     for i, (key, func) in enumerate(funcs.items()):
         row = database.get(key, target, toolchain) if database is not None else None
-        known = None
-        if row is not None and "trace" in row.extra:
-            known = Tuned(row.value, row.spread or 0.0, int(row.extra["trials"]), row.extra["trace"])
+        known = remembered(row, lambda known: scheduled_as(func, known.trace, machine))  # noqa: B023  (called at once)
         if trials > (known.trials if known else 0):
             say(f"tuning operator {i + 1} of {len(funcs)}: {key.partition('#')[0]}")
             known = tune_operator(func, machine, timer_of(func), trials=trials, known=known)

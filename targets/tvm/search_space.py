@@ -17,6 +17,9 @@ import tvm
 from tvm import tirx
 from tvm.s_tir import meta_schedule
 
+from ..schedule_traces import check_schedule
+from .proportion import check_proportion
+
 BATCH = 16
 FAILURES = (RuntimeError, ValueError, tvm.error.InternalError)  # what TVM raises for a schedule that does not build or run
 _INTRINSICS = "tvm.s_tir.tensor_intrin"
@@ -64,10 +67,15 @@ def candidates(
 
 
 def applied(func: tirx.PrimFunc, trace: Any) -> tvm.IRModule:
-    """`func`, called `main`, under the schedule that a candidate's trace describes."""
+    """`func`, called `main`, under the schedule that a candidate's trace describes.
+
+    Raises `ValueError` for a trace that holds what no candidate does, or whose program is out of proportion.
+    """
+    check_schedule(trace)
     schedule = tvm.s_tir.Schedule(operator_module(func))
     with without_intrinsics():
         tvm.s_tir.schedule.Trace.apply_json_to_schedule(trace, schedule)
+    check_proportion(func, schedule.mod["main"])
     return schedule.mod
 
 

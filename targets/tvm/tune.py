@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,6 +12,8 @@ import tvm
 from tvm import tirx
 
 from ...compiler.errors import NeaptideError
+from ..database import OperatorRow
+from ..schedule_traces import check_schedule
 from . import cpu_schedules, search_space
 from .workspace import WorkspaceCount
 
@@ -43,6 +46,27 @@ class Compiled:
     def function(self) -> Any:
         """What runs it."""
         return self.library["main"]
+
+
+def remembered(row: OperatorRow | None, compiles: Callable[[Tuned], object]) -> Tuned | None:
+    """What `row` says of an operator's schedule; None without one.
+
+    A row may come from anyone, and its schedule decides what runs. One that `check_schedule` refuses, or that `compiles` fails to
+    apply to the operator, is not used either: a warning names it, and the operator counts as never tuned.
+    """
+    if row is None or "trace" not in row.extra:
+        return None
+    try:
+        check_schedule(row.extra["trace"])
+        if row.unit != "seconds" or not row.value or "trials" not in row.extra:
+            raise ValueError(f"it took {row.value} {row.unit} in {row.extra.get('trials')} trials")
+        known = Tuned(row.value, row.spread or 0.0, row.extra["trials"], row.extra["trace"], row.bytes)
+        compiles(known)
+    except (NeaptideError, TypeError, IndexError, *search_space.FAILURES) as error:
+        reason = " ".join(str(error).split())[:300]
+        warnings.warn(f"what is remembered of {row.signature!r} is not used, as if it had never been tuned: {reason}", stacklevel=3)
+        return None
+    return known
 
 
 def cpu_target(threads: int, mcpu: str = "host") -> tvm.target.Target:
