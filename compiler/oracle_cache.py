@@ -15,6 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from .sqlite_files import check_schema, connect
+
 FILE = "kernels-v1.sqlite"
 _TABLE = """CREATE TABLE IF NOT EXISTS kernels (
     key TEXT PRIMARY KEY, signature TEXT NOT NULL, inner INTEGER, outputs TEXT, reason TEXT NOT NULL, limit_s REAL NOT NULL
@@ -108,8 +110,13 @@ class KernelCache:
 
 
 def _connect(path: str) -> sqlite3.Connection:
-    db = sqlite3.connect(path, timeout=30.0)
-    db.execute(_TABLE)
+    db = connect(path, timeout=30.0)
+    try:
+        check_schema(db, [_TABLE])
+        db.execute(_TABLE)
+    except BaseException:
+        db.close()
+        raise
     return db
 
 

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..compiler.oracle_cache import default_cache_dir
+from ..compiler.sqlite_files import check_schema, connect
 from .segment_costs import Solved
 from .space import Space
 
@@ -69,7 +70,8 @@ class SegmentMemory:
             self._process = os.getpid()
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._connection = sqlite3.connect(self.path, timeout=30.0, check_same_thread=False)
+                self._connection = connect(self.path, timeout=30.0, check_same_thread=False)
+                check_schema(self._connection, TABLES)
                 self._connection.execute("PRAGMA journal_mode=WAL")
                 self._connection.execute("PRAGMA synchronous=NORMAL")
                 for table in TABLES:

@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.errors import FormatError, NeaptideError, SourceError
+from ..compiler.sqlite_files import check_tables, connect
 from .engine import Objective, Outcome, Proposal
 from .optuna_session import import_optuna, quiet
 from .space import Architecture
@@ -230,7 +231,7 @@ def only_one(folder: Path) -> Iterator[None]:
     """Hold `folder` for this process: two searches that continue one study would undo each other. Freed when the process dies."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(folder / "lock.sqlite", timeout=0, isolation_level=None)
+        db = connect(folder / "lock.sqlite", timeout=0, isolation_level=None)
     except (OSError, sqlite3.OperationalError) as error:
         raise NeaptideError(f"a search cannot be kept in {folder}: {error}; give another --out") from None
     try:
@@ -241,35 +242,60 @@ def only_one(folder: Path) -> Iterator[None]:
             raise NeaptideError(
                 f"{folder}: another search is running in this folder ({error}); wait for it, or give another --out"
             ) from None
+        except sqlite3.DatabaseError as error:
+            raise NeaptideError(f"{folder}: its lock.sqlite is damaged ({error}); remove that file, or give another --out") from None
         yield
     finally:
         db.close()
 
 
 def _storage(url: str) -> Any:
-    """An Optuna storage. SQLite files keep a write-ahead log, so that a dashboard reads while the search writes."""
+    """An Optuna storage. SQLite files keep a write-ahead log, so that a dashboard reads while the search writes.
+
+    A file may come from anyone: one that holds other things than Optuna's tables is refused before Optuna reads it. So are storages
+    that Optuna unpickles from.
+    """
     optuna = import_optuna()
     file = _sqlite_file(url)
     if file is None:
+        if url.startswith("redis"):
+            raise SourceError(f"storage {url!r}: Optuna unpickles what is on a Redis server, which runs any code; give a SQL database")
         try:
             return optuna.storages.get_storage(url)
         except Exception as error:  # whatever the driver of that database raises
             raise SourceError(f"storage {url!r} cannot be used: {error}") from error
+    from optuna.storages._rdb.models import BaseModel
 
-    def connect() -> sqlite3.Connection:
+    def connected() -> sqlite3.Connection:
         file.parent.mkdir(parents=True, exist_ok=True)
-        db = sqlite3.connect(file, timeout=WAIT_S, check_same_thread=False)
-        db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=NORMAL")
+        db = connect(file, timeout=WAIT_S, check_same_thread=False)
+        try:
+            check_tables(db, [*BaseModel.metadata.tables, "alembic_version"])
+            db.execute("PRAGMA journal_mode=WAL")
+            db.execute("PRAGMA synchronous=NORMAL")
+        except BaseException:
+            db.close()
+            raise
         return db
 
     with quiet(), _storage_errors(url):
-        return optuna.storages.RDBStorage(url, engine_kwargs={"creator": connect})
+        return optuna.storages.RDBStorage(url, engine_kwargs={"creator": connected})
 
 
 def _sqlite_file(url: str) -> Path | None:
-    prefix = "sqlite:///"
-    return Path(url[len(prefix) :]) if url.startswith(prefix) else None
+    """The file of a storage URL, None for one of a server. Raises `SourceError` for SQLite named in another way than by its file."""
+    from sqlalchemy.engine import make_url
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return None
+    if parsed.get_backend_name() != "sqlite":
+        return None
+    if parsed.drivername != "sqlite" or parsed.query or parsed.database in (None, "", ":memory:"):
+        raise SourceError(f"storage {url!r}: a SQLite file is named as sqlite:///FILE")
+    return Path(str(parsed.database))
 
 
 @contextmanager
@@ -279,6 +305,6 @@ def _storage_errors(url: str) -> Iterator[None]:
 
     try:
         yield
-    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.DatabaseError) as error:
+    except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.DatabaseError, sqlite3.DatabaseError) as error:
         cause = getattr(error.__cause__ or error, "orig", None) or error
         raise NeaptideError(f"the study at {url} cannot be read or written: {' '.join(str(cause).split())}") from error
