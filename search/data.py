@@ -144,6 +144,8 @@ def load_data(
     path = Path(path).expanduser()
     if not path.exists():
         raise SourceError(f"no data at {path}")
+    if not (path.is_file() or path.is_dir()):
+        raise SourceError(f"{path} is neither a file nor a folder: data are read from files alone")
     if path.suffix == ".npz" and (table := _table(path, dataset)) is not None:
         return table
     data = _split(read_images(path, size=size), val, seed)

@@ -22,6 +22,7 @@ import numpy as np
 from ..compiler.errors import FormatError, MissingExtraError, SourceError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+PICTURES = ("PNG", "JPEG", "BMP", "WEBP")  # whatever a file is called: Pillow would hand PostScript to an interpreter
 _NAMED = 8  # arrays of a file that an error names
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
 
@@ -92,7 +93,7 @@ def _jpegs(arrays: dict[str, np.ndarray], part: str) -> np.ndarray:
     prefix, data = arrays["prefix"].tobytes(), arrays[f"{part}_bytes"].tobytes()
     ends = np.cumsum(arrays[f"{part}_len"], dtype=np.int64)
     starts = ends - arrays[f"{part}_len"]
-    return np.stack([np.asarray(image.open(io.BytesIO(prefix + data[a:b]))) for a, b in zip(starts, ends, strict=True)])
+    return np.stack([np.asarray(image.open(io.BytesIO(prefix + data[a:b]), formats=PICTURES)) for a, b in zip(starts, ends, strict=True)])
 
 
 def _checked(path: Path, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -159,7 +160,7 @@ def _cifar_binary(folder: Path) -> ImageFiles:
         records = raw.reshape(-1, 3073)
         return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0].astype(np.int64)
 
-    batches = [batch(file) for file in sorted(folder.glob("data_batch_*.bin"))]
+    batches = [batch(file) for file in sorted(folder.glob("data_batch_*.bin")) if file.is_file()]
     test = batch(folder / "test_batch.bin") if (folder / "test_batch.bin").is_file() else None
     images, labels = (np.concatenate(part) for part in zip(*batches, strict=True))
     return ImageFiles("cifar10", (images, labels), test, _class_names(_CIFAR10, labels))
@@ -201,7 +202,7 @@ def _idx(folder: Path, train_images: Path) -> ImageFiles:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
 
 
 def _pictures_by_class(path: Path, parts: dict[str, Path], size: int | None) -> ImageFiles:
@@ -224,7 +225,7 @@ def _pictures_by_class(path: Path, parts: dict[str, Path], size: int | None) -> 
 
 def _picture(file: Path, size: int | None) -> np.ndarray:
     try:
-        with _pillow().open(file) as image:
+        with _pillow().open(file, formats=PICTURES) as image:
             colour = image.convert("L" if image.mode in ("1", "L", "I;16") else "RGB")
             if size is not None:
                 short = min(colour.size)

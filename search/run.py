@@ -22,6 +22,7 @@ from .farm import Farm, open_farm
 from .metrics import METRICS, format_amount
 from .objectives import parse_objectives
 from .outputs import measure_candidate
+from .own_files import check_unchanged
 from .result import Candidate, SearchResult, front_of
 from .setup import Budget, Setup, describe, describe_arguments, parse_budget, tool_versions
 from .study import Study, Trial, only_one, stored_description
@@ -100,6 +101,8 @@ def search(
     with only_one(folder):
         stored = stored_description(url, name)
         description = describe(given, stored if resume else None, f"study {name!r} at {url}")
+        if space is None:
+            check_unchanged(description["space"], f"study {name!r} at {url}")
         predictor = folder / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', name)}.predictor.npz"
         parts = {"space": space, "target": target, "data": data, "folder": folder, "database": database}
         setup = Setup.of(description, **parts, predictor=predictor, begun=stored is not None)

@@ -284,18 +284,12 @@ def _storage(url: str) -> Any:
 
 def _sqlite_file(url: str) -> Path | None:
     """The file of a storage URL, None for one of a server. Raises `SourceError` for SQLite named in another way than by its file."""
-    from sqlalchemy.engine import make_url
-    from sqlalchemy.exc import ArgumentError
-
-    try:
-        parsed = make_url(url)
-    except ArgumentError:
-        return None
-    if parsed.get_backend_name() != "sqlite":
-        return None
-    if parsed.drivername != "sqlite" or parsed.query or parsed.database in (None, "", ":memory:"):
+    prefix = "sqlite:///"
+    if url.startswith(prefix):
+        return Path(url[len(prefix) :])
+    if url.startswith("sqlite"):
         raise SourceError(f"storage {url!r}: a SQLite file is named as sqlite:///FILE")
-    return Path(str(parsed.database))
+    return None
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from ..compiler.errors import SourceError
 from .cycles import CycleTable, read_cycles
-from .spec_file import SpecFile, amount, integer, text, texts
+from .spec_file import SpecFile, amount, integer, machine_flags, text, tvm_target, word
 
 DEVICES = Path(__file__).parent / "devices"
 KINDS = ("cpu", "gpu", "mcu")
@@ -170,7 +170,7 @@ def _read(path: Path, *, below: tuple[Path, ...] = ()) -> Target:
         sram=memory.take("sram", amount, base.sram if base else None),
         flash=memory.take("flash", amount, base.flash if base else None),
         clock_hz=root.take("clock", amount, base.clock_hz if base else None),
-        tvm=MappingProxyType({**(base.tvm if base else {}), **file.table(("tvm",), None).values}),
+        tvm=MappingProxyType({**(base.tvm if base else {}), **root.take("tvm", tvm_target, {})}),
         compilers=_compilers(file, base.compilers if base else Compilers()),
         emulator=_emulator(file, base.emulator if base else None),
         roofline=_roofline(file, base.roofline if base else None),
@@ -203,7 +203,7 @@ def _base(file: SpecFile, name: str | None, below: tuple[Path, ...]) -> Target |
 
 def _compilers(file: SpecFile, base: Compilers) -> Compilers:
     table = file.table(("compilers",), {"gcc", "zig"})
-    return replace(base, gcc=table.take("gcc", texts, base.gcc), zig=table.take("zig", texts, base.zig))
+    return replace(base, gcc=table.take("gcc", machine_flags, base.gcc), zig=table.take("zig", machine_flags, base.zig))
 
 
 def _emulator(file: SpecFile, base: Emulator | None) -> Emulator | None:
@@ -211,8 +211,8 @@ def _emulator(file: SpecFile, base: Emulator | None) -> Emulator | None:
     if not table.values:
         return base
     readers = dict.fromkeys(Emulator.__slots__, amount) | {
-        "machine": text,
-        "unicorn": text,
+        "machine": word,
+        "unicorn": word,
         "vectors": integer,
         "code": integer,
         "ram": integer,

@@ -23,6 +23,13 @@ _AMOUNT = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Za-z/]*)")
 _HEADER = re.compile(r"\s*\[\s*([^\[\]]+?)\s*\]\s*(?:#.*)?$")
 _KEY = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*'))*)\s*=""")
 
+_WORD = re.compile(r"[\w.+-]{0,100}", re.ASCII)
+_FLAG = re.compile(r"-m(?:(?:cpu|arch|tune|fpu|abi|float-abi)=[\w.+-]{1,100}|thumb|arm)", re.ASCII)
+_TVM_KEYS = frozenset(
+    ("kind", "mcpu", "mtriple", "mattr", "mfloat-abi", "mabi", "arch", "num-cores", "thread_warp_size", "max_num_threads",
+     "max_threads_per_block", "max_shared_memory_per_block", "registers_per_block", "l2_cache_size_bytes", "keys", "vector-width")
+)  # fmt: skip
+
 
 class SpecFile:
     """One TOML file: its values and, per key, the line that sets it."""
@@ -126,6 +133,35 @@ def texts(value: Any) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
         raise ValueError("wanted a list of texts in quotes")
     return tuple(value)
+
+
+def word(value: Any) -> str:
+    """One word of letters, digits, `.`, `_`, `+` and `-`: a name that a tool is given."""
+    if not isinstance(value, str) or not _WORD.fullmatch(value):
+        raise ValueError("wanted a name of letters, digits, '.', '_', '+' and '-'")
+    return value
+
+
+def machine_flags(value: Any) -> tuple[str, ...]:
+    """Flags that tell a compiler its processor, and none that make it read, write or load files."""
+    flags = texts(value)
+    for before, flag in zip(("", *flags), flags, strict=False):
+        if not (_FLAG.fullmatch(flag) or flag == "-target" or (before == "-target" and _WORD.fullmatch(flag) and flag[0] != "-")):
+            raise ValueError(f"{flag!r} does not say what processor it is: -mcpu=, -march=, -mtune=, -mthumb, -mfloat-abi=, -mfpu=, -target")
+    return flags
+
+
+def tvm_target(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a target says to TVM: its kind and the facts of its processor. Options of the compilers behind TVM may load libraries."""
+    if not isinstance(values, Mapping):
+        raise ValueError("tvm is a table, written [tvm]")
+    for key, value in values.items():
+        if key not in _TVM_KEYS:
+            raise ValueError(f"{key!r} is not one of {', '.join(sorted(_TVM_KEYS))}")
+        for one in value if isinstance(value, list) else [value]:
+            if type(one) not in (int, bool):
+                word(one)
+    return values
 
 
 def _parser() -> Any:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ...compiler.errors import SourceError
+from ..own_files import own_file, remember
 from ..space import Space
 
 _CLASSES = {
@@ -39,7 +40,7 @@ def load_space(name: str, **options: Any) -> Space:
     if name in _CLASSES:
         module, attribute = _CLASSES[name]
         made = getattr(import_module(f".{module}", __name__), attribute)
-    elif ".py:" in name:
+    elif own_file(name) is not None:
         made = _own_class(name)
     else:
         raise SourceError(f"no search space {name!r}; there are {', '.join(_CLASSES)}, or your own as FILE.py:CLASS")
@@ -57,16 +58,23 @@ def load_space(name: str, **options: Any) -> Space:
 
 
 def _own_class(name: str) -> Any:
+    """The class that `FILE.py:CLASS` names, from the source that is remembered as run: never from compiled code that lies beside it."""
     file, _, attribute = name.rpartition(":")
     path = Path(file)
+    if path.suffix != ".py":
+        raise SourceError(f"{file} is no Python file to take the search space {attribute} from")
     spec = importlib.util.spec_from_file_location(f"space_of_{path.stem}", path)
     if spec is None or spec.loader is None or not path.is_file():
         raise SourceError(f"no file {file} to take the search space {attribute} from")
-    sys.modules[spec.name] = module = importlib.util.module_from_spec(spec)
+    module = importlib.util.module_from_spec(spec)
     try:
-        spec.loader.exec_module(module)
+        source = path.read_bytes()
+        code = compile(source, str(path), "exec", dont_inherit=True)
+        sys.modules[spec.name] = module
+        exec(code, module.__dict__)
     except Exception as error:
         raise SourceError(f"{file} does not load: {type(error).__name__}: {error}") from error
     if not hasattr(module, attribute):
         raise SourceError(f"{file} has no {attribute}")
+    remember(path.absolute(), source)
     return getattr(module, attribute)
