@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sqlite3
 from pathlib import Path
 from typing import Any
@@ -45,16 +46,25 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of a space in a file."""
+    place = tmp_path_factory.mktemp("made")
+    (place / "mine.py").write_text(SPACE.format(ran=str(place / "ran")))
+    space, folder = f"{place / 'mine.py'}:Tiny", place / "study"
+    neaptide.search(space, "random", objectives="peak", budget=2, folder=folder)
+    assert (place / "ran").exists()
+    return folder
+
+
 @pytest.fixture
-def begun(tmp_path: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> tuple[Path, Path, Path]:
-    """A study of a space in a file, begun by the user: its folder, the file, and what the file leaves behind when it runs."""
+def begun(tmp_path: Path, home: Path, made: Path) -> tuple[Path, Path, Path]:
+    """A study of a space in a file that the user ran: its folder, the file, and what the file leaves behind when it runs."""
     ran, file, folder = tmp_path / "ran", tmp_path / "mine.py", tmp_path / "study"
     file.write_text(SPACE.format(ran=str(ran)))
-    words = ["search", "--space", f"{file}:Tiny", "--engine", "random", "--objective", "peak", "--budget", "2", "--out", str(folder)]
-    assert main([*words, "--json"]) == 0, capsys.readouterr().err
-    assert ran.exists()
-    ran.unlink()
-    capsys.readouterr()
+    shutil.copytree(made, folder)
+    set_description(folder, space=f"{file}:Tiny")
+    own_files.remember(file, file.read_bytes())
     return folder, file, ran
 
 
