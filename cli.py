@@ -23,6 +23,8 @@ from .cli_plan import allocate, schedule
 from .cli_search import search
 from .cli_targets import targets
 from .compiler.errors import NeaptideError
+from .compiler.foreign_text import shown
+from .report.console import note
 
 app = typer.Typer(
     name="neaptide",
@@ -85,6 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="replace")  # a terminal that cannot show a bar still shows the numbers
     if not debug:
         warnings.simplefilter("ignore", FutureWarning)
+    told, warnings.formatwarning = warnings.formatwarning, _warning
     try:
         code = int(app([w for w in words if w != "--debug"], prog_name="neaptide", standalone_mode=False) or 0)
         sys.stdout.flush()
@@ -108,6 +111,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             return _fail(usage(), 2, debug) if usage() else 2
         what = " ".join(str(error).split())
         return _fail(f"this is a bug in Neaptide, please report it: {type(error).__name__}: {what} (--debug shows where)", 1, debug)
+    finally:
+        warnings.formatwarning = told
+
+
+def _warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
+    """A warning as one line: what it says, which names files and rows of others; where it was raised helps nobody."""
+    return f"neaptide: {shown(' '.join(str(message).split()))}\n"
 
 
 def _fail(message: str, code: int, debug: bool) -> int:
@@ -115,6 +125,6 @@ def _fail(message: str, code: int, debug: bool) -> int:
     if debug:
         import traceback
 
-        traceback.print_exc()
-    print(f"neaptide: {message}", file=sys.stderr)
+        note(traceback.format_exc().rstrip())
+    note(f"neaptide: {message}")
     return code

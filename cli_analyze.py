@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -12,7 +11,7 @@ import typer
 
 from . import cli_options as opt
 from .compiler.errors import BudgetError, FormatError, NeaptideError
-from .report.console import Stages, output
+from .report.console import Stages, note, output
 
 if TYPE_CHECKING:
     from .report.result import Analysis
@@ -53,7 +52,7 @@ def analyze(
     for method, path in files.items():
         if path:
             getattr(result, method)(path)
-            print(f"wrote {path}", file=sys.stderr)
+            note(f"wrote {path}")
     over = [(text, kind, limit) for text, kind, limit in limits if _need(result, kind) > limit]
     if json:
         import json as codec
@@ -64,11 +63,13 @@ def analyze(
         ]
         print(codec.dumps(document, indent=2, allow_nan=False))
     else:
+        from rich.text import Text
+
         console = output()
         console.print(result.rich(depth or None))
         for text, kind, limit in limits:
             if (text, kind, limit) not in over:
-                console.print(f"  [green]✓ fits[/] {kind} {_need(result, kind):,} B of {limit:,} B")
+                console.print(Text.assemble("  ", ("✓ fits", "green"), f" {kind} {_need(result, kind):,} B of {limit:,} B"))
     if over:
         from .report.budget import explain
 

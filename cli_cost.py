@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as codec
-import sys
 import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +11,7 @@ import typer
 
 from . import cli_options as opt
 from .cli_analyze import check_writable
-from .report.console import output
+from .report.console import note, output
 
 if TYPE_CHECKING:
     from .targets.database import CostDatabase
@@ -51,7 +50,9 @@ def show(
             elif known:
                 output().print(summary_table(known, str(db.path)))
             else:
-                print(f"{db.path}: empty; `neaptide measure` fills it, `neaptide cost import FILE` brings rows from elsewhere")
+                output().print(
+                    f"{db.path}: empty; `neaptide measure` fills it, `neaptide cost import FILE` brings rows from elsewhere", soft_wrap=True
+                )
             return 0
         rows = _rows(db, target, toolchain, like)
     shown = rows[:limit] if limit else rows
@@ -60,7 +61,7 @@ def show(
     else:
         output().print(rows_table(shown))
         if len(shown) < len(rows):
-            print(f"{len(rows) - len(shown):,} more; --limit 0 shows all", file=sys.stderr)
+            note(f"{len(rows) - len(shown):,} more; --limit 0 shows all")
     return 0
 
 
@@ -78,7 +79,7 @@ def export_costs(
     check_writable([file])
     with _open(database) as db:
         written = export_rows(_rows(db, target, toolchain, like), file)
-    print(f"wrote {written:,} rows to {file}", file=sys.stderr)
+    note(f"wrote {written:,} rows to {file}")
     return 0
 
 
@@ -92,7 +93,7 @@ def import_costs(
 
     with _open(database) as db:
         read, changed = import_rows(file, db)
-    print(f"read {read:,} rows, {changed:,} of them new or newer", file=sys.stderr)
+    note(f"read {read:,} rows, {changed:,} of them new or newer")
     return 0
 
 
@@ -115,7 +116,7 @@ def prune(
     before = None if older_than is None else time.time() - older_than * DAY_S
     with _open(database) as db:
         gone = db.prune(target=target or None, toolchain=toolchain or None, like=like or None, before=before, dry_run=dry_run)
-    print(f"{gone:,} rows {'would be forgotten' if dry_run else 'forgotten'}", file=sys.stderr)
+    note(f"{gone:,} rows {'would be forgotten' if dry_run else 'forgotten'}")
     return 0
 
 
@@ -153,7 +154,7 @@ def fit_predictor(
             predictor = fit_operators(db, target=target, toolchain=toolchain or None, boosting=not additive, seed=seed)
     if out:
         save_predictor(predictor, out)
-        print(f"wrote {out}", file=sys.stderr)
+        note(f"wrote {out}")
     if json:
         print(codec.dumps(predictor_document(predictor), indent=2))
     else:

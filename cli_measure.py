@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as codec
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +10,7 @@ import typer
 
 from . import cli_options as opt
 from .cli_analyze import check_writable
-from .report.console import Stages, output
+from .report.console import Stages, note, output
 
 FILES = (".onnx", ".pt2")
 Target = Annotated[
@@ -88,7 +87,7 @@ def measure(
         from .report.measurement_html import render_measurement
 
         write_text(html, render_measurement(cost, spec))
-        print(f"wrote {html}", file=sys.stderr)
+        note(f"wrote {html}")
     if json:
         print(codec.dumps(cost.to_dict(), indent=2, allow_nan=False))
     else:

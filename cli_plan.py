@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as codec
-import sys
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -11,7 +10,7 @@ import typer
 from . import cli_options as opt
 from .cli_analyze import analyzed, check_writable, on_threads
 from .compiler.errors import BudgetError, PlanError
-from .report.console import Stages, output
+from .report.console import Stages, note, output
 from .report.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -82,7 +81,7 @@ def allocate(
         print(format_plan(layout), end="")
     elif out:
         write_plan(out, layout)
-        print(f"wrote {out}", file=sys.stderr)
+        note(f"wrote {out}")
     if json:
         print(codec.dumps(layout_document(layout), indent=2))
     elif out != "-":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json as codec
 import shlex
-import sys
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +11,7 @@ import typer
 
 from .cli_analyze import check_writable
 from .compiler.errors import MissingExtraError
-from .report.console import Stages, output
+from .report.console import Stages, note, output
 
 SPACE, SEARCH, RUN, OUTPUT = "What is searched", "How", "Where it runs and is kept", "What comes out"
 
@@ -167,7 +166,7 @@ def search(
                 study=study or None, resume=resume, measure=measure, database=costs, progress=stages,
             )  # fmt: skip
         except KeyboardInterrupt:
-            print(f"the study is kept; go on with: {_resuming(out, storage, study)}", file=sys.stderr)
+            note(f"the study is kept; go on with: {_resuming(out, storage, study)}")
             raise
         stages("writing the chosen network")
         written = _written(result, Path(out))
@@ -186,9 +185,9 @@ def search(
 
         output().print(search_view(result), crop=False)
     for path in written:
-        print(f"wrote {path}", file=sys.stderr)
+        note(f"wrote {path}")
     if written and not any(path.endswith(".safetensors") for path in written):
-        print("the chosen network was not trained: weights in the ONNX file are drawn at random", file=sys.stderr)
+        note("the chosen network was not trained: weights in the ONNX file are drawn at random")
     if json:
         print(codec.dumps(result.to_dict(), allow_nan=False))
     return 0
@@ -203,7 +202,7 @@ def _written(result: Any, folder: Path) -> list[str]:
         try:
             written.extend(str(path) for path in write_network(result, result.best, folder))
         except MissingExtraError as error:
-            print(f"neaptide: {error}", file=sys.stderr)
+            note(f"neaptide: {error}")
     return written
 
 

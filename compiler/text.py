@@ -40,7 +40,7 @@ def graph_text(graph: Graph) -> str:
         remark = " ".join(x for x in (node.scope, node.source) if x)
         lines.append(f"{line}  # {remark}" if remark else line)
     lines.append(f"}} -> ({', '.join(f'%{t}' for t in graph.outputs)})")
-    return "\n".join(lines) + "\n"
+    return "\n".join(shown(line, keep="") for line in lines) + "\n"
 
 
 def _typed(graph: Graph, t: Tensor, written: bool = False) -> str:

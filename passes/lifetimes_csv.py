@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ..compiler.errors import FormatError
+from ..compiler.foreign_text import csv_cell
 from ..compiler.serialize import write_text
 
 COLUMNS = ("id", "lower", "upper", "size")
@@ -102,10 +103,10 @@ def write_plan(path: str | os.PathLike[str], layout: LayoutLike) -> None:
 
 
 def format_plan(layout: LayoutLike) -> str:
-    """The text that `write_plan` writes; ids that hold commas, quotes or line ends are quoted."""
+    """The text that `write_plan` writes; ids with commas or quotes are quoted, and ids of others are no formulas: see `csv_cell`."""
     lines = [",".join((*COLUMNS, "offset"))]
     for block, *numbers in zip(layout.ids, layout.lower, layout.upper, layout.size, layout.offsets, strict=True):
-        name = str(block)
+        name = str(csv_cell(str(block)))
         if any(c in name for c in ',"\r\n'):
             name = '"' + name.replace('"', '""') + '"'
         lines.append(",".join((name, *(str(int(n)) for n in numbers))))

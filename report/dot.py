@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from ..compiler.foreign_text import shown
 from .table import short_op
 from .units import format_bytes, format_shape
 
@@ -61,7 +62,7 @@ def _body(a: Analysis) -> Iterator[str]:
 
 def quoted(text: str) -> str:
     """`text` as a DOT string."""
-    escaped = text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n").replace("\r", "")
+    escaped = shown(text.replace("\r", ""), keep="\n").replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from html import escape
+import html
 from typing import TYPE_CHECKING
 
+from ..compiler.foreign_text import shown
 from ..passes.attribution import profile_by_role
 from .table import short_op, short_source
 from .units import format_bytes, format_count
@@ -22,6 +23,11 @@ ROLE_COLOR = {
 }
 OTHER_COLOR = "#9498a0"
 _FACT = "white-space:nowrap;margin-right:1.4em"
+
+
+def escape(text: str) -> str:
+    """Foreign text as HTML."""
+    return html.escape(shown(text))
 
 
 def notebook_html(a: Analysis) -> str:

@@ -1,6 +1,7 @@
 """The frame of every HTML page: one file that holds its style, its script and its data, and asks no network.
 
-Text of the user reaches a page through Jinja's autoescaping or through `textContent`, never as markup.
+Text of the user reaches a page through Jinja's autoescaping or through `textContent`, never as markup, and without characters that turn
+what stands beside them around.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from ..compiler.foreign_text import shown, shown_in
 
 TEMPLATES = Path(__file__).with_name("templates")
 _UNSAFE = {ord("<"): "\\u003c", ord(">"): "\\u003e", ord("&"): "\\u0026", 0x2028: "\\u2028", 0x2029: "\\u2029"}
@@ -28,9 +31,10 @@ def render_page(
         return (TEMPLATES / name).read_text(encoding="utf-8")
 
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    written = json.dumps(data or {}, separators=(",", ":"), allow_nan=False).translate(_UNSAFE)
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=lambda value: shown(value) if type(value) is str else value,
+    )  # fmt: skip
+    written = json.dumps(shown_in(data or {}), separators=(",", ":"), allow_nan=False).translate(_UNSAFE)
     return environment.get_template(template).render(
         title=title,
         versions=versions,

@@ -13,6 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
+from .console import SafeConsole
 from .units import bar_chart, format_bytes, format_count, format_dtype, format_shape, resample
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def render_text(view: RenderableType, width: int | None = None) -> str:
     out = io.StringIO()
     if width is None:
         width = Console().width if Console().is_terminal else 100
-    Console(file=out, width=width, color_system=None, legacy_windows=False).print(view)
+    SafeConsole(file=out, width=width, color_system=None, legacy_windows=False).print(view)
     return "\n".join(line.rstrip() for line in out.getvalue().splitlines())
 
 

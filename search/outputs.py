@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.errors import BudgetError, MissingExtraError
+from ..compiler.foreign_text import csv_cell
 from ..compiler.serialize import write_bytes, write_text
 from .engine import Context
 from .evaluate import weights_path
@@ -35,10 +36,11 @@ def write_front(result: SearchResult, path: str | Path) -> None:
     columns = ["index", *metrics, *(["measured", "measured_arena", "measured_flash"] if measured else []), "origin", "architecture"]
     text = io.StringIO(newline="")
     writer = csv.writer(text)
-    writer.writerow(columns)
+    writer.writerow(map(csv_cell, columns))
     for c in result.front:
         real = [c.measured.value, c.measured.arena, c.measured.flash] if c.measured else [None] * 3
-        writer.writerow([c.index, *(c.values.get(m) for m in metrics), *(real if measured else []), c.origin, c.text])
+        row = [c.index, *(c.values.get(m) for m in metrics), *(real if measured else []), c.origin, c.text]
+        writer.writerow(map(csv_cell, row))
     write_text(path, text.getvalue())
 
 

@@ -109,8 +109,9 @@ class CostDatabase:
 
     def counts(self) -> list[tuple[str, str, int, int]]:
         """Per target and toolchain: how many operators and networks are known."""
+        named = "typeof(target) = 'text' AND typeof(toolchain) = 'text'"
         union = " UNION ALL ".join(
-            f"SELECT target, toolchain, {int(t == 'operators')} AS o, {int(t == 'networks')} AS n FROM {t} WHERE typeof(target) || typeof(toolchain) = 'texttext'"
+            f"SELECT target, toolchain, {int(t == 'operators')} AS o, {int(t == 'networks')} AS n FROM {t} WHERE {named}"
             for t in TABLES.values()
         )
         with self._errors(), self._lock:
@@ -209,7 +210,8 @@ class CostDatabase:
                 check_schema(db, [statement for step in MIGRATIONS[:version] for statement in step.split(";")])
             except ForeignSchemaError as error:
                 raise FormatError(
-                    f"{self.path}: a SQLite file of something else, or tampered with: {error}; name another with --database or NEAPTIDE_COSTS"
+                    f"{self.path}: a SQLite file of something else, or tampered with: {error}; name another with --database or "
+                    "NEAPTIDE_COSTS"
                 ) from None
         return version
 

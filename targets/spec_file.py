@@ -147,7 +147,7 @@ def machine_flags(value: Any) -> tuple[str, ...]:
     flags = texts(value)
     for before, flag in zip(("", *flags), flags, strict=False):
         if not (_FLAG.fullmatch(flag) or flag == "-target" or (before == "-target" and _WORD.fullmatch(flag) and flag[0] != "-")):
-            raise ValueError(f"{flag!r} does not say what processor it is: -mcpu=, -march=, -mtune=, -mthumb, -mfloat-abi=, -mfpu=, -target")
+            raise ValueError(f"{flag!r} names no processor: -mcpu=, -march=, -mtune=, -mthumb, -mfloat-abi=, -mfpu=, -target")
     return flags
 
 

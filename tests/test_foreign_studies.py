@@ -69,7 +69,7 @@ def begun(tmp_path: Path, home: Path, made: Path) -> tuple[Path, Path, Path]:
 
 
 def resume(folder: Path, *more: str) -> int:
-    return main(["search", "--resume", "--out", str(folder), "--budget", "3", "--json", *more])
+    return main(["search", "--resume", "--out", str(folder), "--budget", "3", "--json", "--workers", "1", *more])
 
 
 def test_ones_own_study_goes_on_while_the_file_is_as_it_was(begun, capsys):
@@ -100,7 +100,7 @@ def test_a_strangers_study_runs_nothing(begun, home, capsys):
 
 def test_nothing_in_the_study_vouches_for_its_file(begun, home, capsys):
     """A digest beside the study, or compiled code beside the file, says nothing."""
-    folder, file, ran = begun
+    folder, _, ran = begun
     known = home / "neaptide" / own_files.FILE
     (folder / own_files.FILE).write_bytes(known.read_bytes())
     known.unlink()
@@ -153,7 +153,7 @@ def test_a_study_whose_space_is_no_name(space, begun, capsys):
 
 
 def test_an_engine_is_never_a_file(begun, tmp_path, capsys):
-    folder, _, ran = begun
+    folder, _, _ = begun
     set_description(folder, engine=f"{tmp_path / 'mine.py'}:Tiny")
     assert resume(folder) == 2
     assert "no engine" in capsys.readouterr().err
