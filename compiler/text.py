@@ -11,6 +11,7 @@ graph net(%0: float32[1,3,8,8] @0) {
 
 from __future__ import annotations
 
+from .foreign_text import shown
 from .graph import Graph, Tensor
 
 
@@ -29,8 +30,8 @@ def graph_text(graph: Graph) -> str:
         outs = ", ".join(_typed(graph, graph.tensors[t], graph.tensors[t].storage in written) for t in node.outputs)
         line = f"  {outs} = " if outs else "  "
         line += f"{node.op}({', '.join(f'%{t}' for t in node.inputs)})"
-        shown = {graph.tensors[t].storage for t in node.outputs}
-        hidden = [s for s in node.writes if s not in shown]
+        seen = {graph.tensors[t].storage for t in node.outputs}
+        hidden = [s for s in node.writes if s not in seen]
         if hidden:
             line += f" writes={','.join(f'@{s}' for s in hidden)}"
         if node.workspace:

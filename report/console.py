@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -39,8 +39,13 @@ class SafeConsole(Console):
         if isinstance(renderable, Text) and (plain := shown(renderable.plain)) != renderable.plain:
             told = renderable
             renderable = Text(plain, told.style, justify=told.justify, overflow=told.overflow, no_wrap=told.no_wrap, end=told.end)
-        for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else shown(text), style, control)
+        yield from drawn(super().render(renderable, options))
+
+
+def drawn(segments: Iterable[Segment]) -> Iterator[Segment]:
+    """`segments` without characters that are not drawn, but rich's own controls: for views that consoles of others print, too."""
+    for text, style, control in segments:
+        yield Segment(text if control else shown(text), style, control)
 
 
 def output() -> SafeConsole:

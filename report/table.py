@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
-from .console import SafeConsole
+from .console import SafeConsole, drawn
 from .units import bar_chart, format_bytes, format_count, format_dtype, format_shape, resample
 
 if TYPE_CHECKING:
@@ -52,7 +53,11 @@ class AnalysisView:
         self.analysis = analysis
         self.depth = depth
 
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RenderableType]:
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[Segment]:
+        for part in self._parts(options):
+            yield from drawn(console.render(part, options))
+
+    def _parts(self, options: ConsoleOptions) -> Iterator[RenderableType]:
         a, width = self.analysis, min(options.max_width, 132)
         yield _title(a)
         yield _inset(_peaks(a, bar=20 if width >= WIDE else 12), top=1)
