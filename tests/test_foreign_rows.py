@@ -143,6 +143,26 @@ def test_a_database_with_llvm_in_it_runs_nothing(honest, tmp_path, ran, trials):
 
 
 @needs_tvm
+def test_a_database_with_llvm_in_it_runs_nothing_for_a_gpu(honest, tmp_path, ran):
+    from tvm.target import Target
+
+    from neaptide.targets.tvm.cuda_tune import tuned_operators
+    from neaptide.targets.tvm.fused_graph import fused_program
+    from neaptide.targets.tvm.importer import to_relax
+
+    network, x = convolution()
+    (func,) = fused_program(to_relax(network, (x,), None), name="net").kernels.values()
+    machine = Target({"kind": "cuda", "arch": "sm_80"})
+    with CostDatabase(tmp_path / "costs.sqlite") as costs:
+        costs.put(OperatorRow("conv", "gpu", "t", 1e-3, "seconds", extra={"trials": 9, "trace": armed(honest[1])}))
+        with pytest.warns(UserWarning, match="pragma_import_llvm"):
+            found = tuned_operators(
+                {"conv": func}, machine, lambda _: lambda _module, _best: [1e-3], target="gpu", toolchain="t", trials=0, database=costs
+            )
+        assert not found and not ran()
+
+
+@needs_tvm
 def test_a_trace_applied_by_hand_is_checked_too(honest, ran):
     from neaptide.targets.tvm.fused_graph import fused_program
     from neaptide.targets.tvm.importer import to_relax
@@ -286,7 +306,7 @@ def test_programs_out_of_proportion_are_refused():
     from neaptide.targets.tvm.proportion import check_proportion
 
     @T.prim_func(s_tir=True)
-    def plain(a: T.Buffer((4096,), "float32"), b: T.Buffer((4096,), "float32")):
+    def plain(a: T.Buffer((4096,), "float32"), b: T.Buffer((4096,), "float32")):  # pyright: ignore[reportInvalidTypeForm]
         for i in T.serial(4096):
             with T.sblock("add"):
                 v = T.axis.spatial(4096, i)
@@ -405,3 +425,31 @@ def test_databases_whose_schema_is_another_are_refused_and_left_alone(name, tmp_
     assert main(["cost", "show", "--database", str(database)]) == 1
     assert "bug" not in capsys.readouterr().err
     assert database.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change", ["CREATE TRIGGER t AFTER INSERT ON {0} BEGIN DELETE FROM {0}; END", "CREATE VIEW v AS SELECT * FROM {0}"]
+)
+def test_caches_whose_schema_is_another_are_not_used(change, tmp_path):
+    from neaptide.compiler import oracle_cache
+    from neaptide.search import segment_memory
+    from neaptide.search.spaces import load_space
+
+    def tamper(file: Path, table: str) -> None:
+        db = sqlite3.connect(file)
+        db.executescript(change.format(table))
+        db.close()
+
+    oracle_cache.KernelCache(tmp_path).close()
+    tamper(tmp_path / oracle_cache.FILE, "kernels")
+    with pytest.warns(UserWarning, match="begun anew"):
+        oracle_cache.KernelCache(tmp_path).close()
+    oracle_cache.KernelCache(tmp_path).close()
+    space = load_space("nasbench201")
+    memory = segment_memory.SegmentMemory.of(space, [], tmp_path)
+    assert memory is not None and memory.arenas() == {}
+    tamper(tmp_path / segment_memory.FILE, "segments")
+    again = segment_memory.SegmentMemory.of(space, [], tmp_path)
+    assert again is not None
+    with pytest.warns(UserWarning, match="are not kept"):
+        assert again.arenas() == {}

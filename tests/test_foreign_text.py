@@ -106,7 +106,7 @@ def hostile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("NEAPTIDE_COSTS", str(tmp_path / "costs.sqlite"))
     monkeypatch.setenv("NEAPTIDE_CACHE", str(tmp_path / "cache"))
     monkeypatch.chdir(tmp_path)
-    graph(ALL).save_json(tmp_path / "graph.json")
+    graph(ALL).save_json(str(tmp_path / "graph.json"))
     return tmp_path
 
 

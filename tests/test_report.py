@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 import neaptide
 from neaptide.compiler.errors import FormatError, SourceError
+from neaptide.compiler.foreign_text import shown
 from neaptide.compiler.graph import Graph, GraphBuilder
 from neaptide.passes.liveness import liveness
 from neaptide.report.budget import explain
@@ -256,7 +257,7 @@ def test_the_page_is_one_offline_file_whose_data_reads_back():
     Scripts().feed(page)
     assert tags.count("script") == 2 and "http" not in "".join(scripts[1:])
     data = json.loads(scripts[0])
-    assert data["name"] == EVIL
+    assert data["name"] == shown(EVIL)
     best = next(v for v in data["views"] if v["key"] == "best")
     assert best["peak"] == a.planned_peak and best["order"] == list(a.schedule.order)
     assert data["storages"]["offset"] == [a.plan.offsets[s] for s in data["storages"]["id"]]
