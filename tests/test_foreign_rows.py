@@ -453,3 +453,13 @@ def test_caches_whose_schema_is_another_are_not_used(change, tmp_path):
     assert again is not None
     with pytest.warns(UserWarning, match="are not kept"):
         assert again.arenas() == {}
+
+
+def test_files_and_traces_have_one_door_each():
+    doors = {"sqlite3.connect(": "compiler/sqlite_files.py", "apply_json_to_schedule(": "targets/tvm/search_space.py"}
+    root = Path(__file__).resolve().parent.parent
+    rooms = ("compiler", "passes", "targets", "search", "report", "testing")
+    files = [*root.glob("*.py"), *(file for room in rooms for file in (root / room).rglob("*.py"))]
+    for call, door in doors.items():
+        found = [file.relative_to(root).as_posix() for file in files if call in file.read_text(encoding="utf-8").replace("`", " ")]
+        assert found == [door]

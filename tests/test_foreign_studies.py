@@ -122,10 +122,17 @@ def test_compiled_code_beside_a_file_is_not_run(begun, tmp_path, capsys):
     assert ran.exists() and not evil.exists()
 
 
-def set_description(folder: Path, **values: Any) -> None:
+def description(folder: Path) -> dict[str, Any]:
     db = sqlite3.connect(folder / "study.sqlite")
     ((text,),) = db.execute("SELECT value_json FROM study_user_attributes WHERE key = 'neaptide'").fetchall()
-    db.execute("UPDATE study_user_attributes SET value_json = ? WHERE key = 'neaptide'", (json.dumps({**json.loads(text), **values}),))
+    db.close()
+    return json.loads(text)
+
+
+def set_description(folder: Path, **values: Any) -> None:
+    changed = json.dumps({**description(folder), **values})
+    db = sqlite3.connect(folder / "study.sqlite")
+    db.execute("UPDATE study_user_attributes SET value_json = ? WHERE key = 'neaptide'", (changed,))
     db.commit()
     db.close()
 
@@ -157,6 +164,29 @@ def test_an_engine_is_never_a_file(begun, tmp_path, capsys):
     set_description(folder, engine=f"{tmp_path / 'mine.py'}:Tiny")
     assert resume(folder) == 2
     assert "no engine" in capsys.readouterr().err
+
+
+def test_texts_of_a_study_are_shown_safely(begun, tmp_path, capsys):
+    folder, _, _ = begun
+    name = "\x1b[2J [/red] \u202e \x9b"
+    db = sqlite3.connect(folder / "study.sqlite")
+    db.execute("UPDATE trial_user_attributes SET value_json = ? WHERE key = 'origin'", (json.dumps(f"=1+2{name}"),))
+    db.commit()
+    db.close()
+    front, page = tmp_path / "front.csv", tmp_path / "front.html"
+    words = ["search", "--resume", "--out", str(folder), "--workers", "1", "--csv", str(front), "--html", str(page)]
+    assert main(words) == 0
+    said = capsys.readouterr()
+    for text in (said.out, said.err, front.read_text(), page.read_text()):
+        assert not set(text) & {"\x1b", "\x9b", "\u202e"}
+    assert "'=1+2" in front.read_text()
+    for what in ("objectives", "constraints", "engine", "space", "preset", "target", "budget", "accounting"):
+        before = description(folder)[what]
+        set_description(folder, **{what: [name] if what in ("objectives", "constraints") else name})
+        assert main(["search", "--resume", "--out", str(folder)]) in (1, 2)
+        set_description(folder, **{what: before})
+        said = capsys.readouterr().err
+        assert not set(said) & {"\x1b", "\x9b", "\u202e"} and "bug" not in said
 
 
 @pytest.mark.parametrize(
