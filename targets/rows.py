@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 UNITS = ("instructions", "seconds")
 Unit = Literal["instructions", "seconds"]
-TEXT = 4096  # characters of a signature, target or toolchain
+TEXT = 1 << 16  # characters of a signature, target or toolchain
 TRIALS = 1 << 31
 LATEST = 253_402_300_799.0  # the last second of the year 9999
 _EXACT = 1 << 53
@@ -84,12 +84,12 @@ def _whole(value: Any, high: int = _EXACT) -> bool:
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= TEXT and not any("\ud800" <= c <= "\udfff" for c in value)
+    return isinstance(value, str) and len(value) <= TEXT and not any("\ud800" <= c <= "\udfff" for c in value)
 
 
 def _feature(name: Any, value: Any) -> bool:
     numeric = type(value) in (int, float) and abs(value) < 1e300
-    return _text(name) and (numeric or isinstance(value, bool) or value == "" or _text(value))
+    return _text(name) and (numeric or isinstance(value, bool) or _text(value))
 
 
 _CHECKS: Mapping[str, Callable[[Any], bool]] = MappingProxyType(
