@@ -37,11 +37,21 @@ def shown_in(value: Any) -> Any:
 
 
 def csv_cell(value: Any) -> Any:
-    """A value for a cell of a CSV file: text is text in every spreadsheet, numbers stay numbers."""
+    """A value for a cell of a CSV file: text is text in every spreadsheet, numbers stay numbers. `cell_text` reads it back."""
     if not isinstance(value, str):
         return value
     text = shown(value, keep="")
-    return f"'{text}" if text[:1] in _FORMULA and text and not _NUMBER.fullmatch(text) else text
+    return f"'{text}" if _like_formula(text) and not _NUMBER.fullmatch(text) else text
+
+
+def cell_text(cell: str) -> str:
+    """The text that stands in a cell, without the apostrophe that `csv_cell` gave it."""
+    return cell[1:] if cell[:1] == "'" and _like_formula(cell) else cell
+
+
+def _like_formula(text: str) -> bool:
+    """Whether `text` begins like a formula, after any apostrophes."""
+    return text.lstrip("'")[:1] in tuple(_FORMULA)
 
 
 def _escape(character: str) -> str:

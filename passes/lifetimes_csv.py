@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from ..compiler.errors import FormatError
-from ..compiler.foreign_text import csv_cell
+from ..compiler.foreign_text import cell_text, csv_cell
 from ..compiler.serialize import write_text
 
 COLUMNS = ("id", "lower", "upper", "size")
@@ -81,7 +81,7 @@ def parse_lifetimes(text: str, *, name: str = "lifetimes") -> LifetimeTable:
             if len(fields) != len(header):
                 raise FormatError(f"{name}:{line}: {len(fields)} fields where the header has {len(header)} ({','.join(header)})")
             row = dict(zip(header, fields, strict=True))
-            block = row.pop("id")
+            block = cell_text(row.pop("id"))
             if not block:
                 raise FormatError(f"{name}:{line}: the id is empty")
             if block in ids:

@@ -19,7 +19,7 @@ from rich.text import Text
 
 import neaptide
 from neaptide.cli import main
-from neaptide.compiler.foreign_text import csv_cell, shown, shown_in
+from neaptide.compiler.foreign_text import cell_text, csv_cell, shown, shown_in
 from neaptide.compiler.graph import Graph, GraphBuilder
 from neaptide.report.console import SafeConsole
 from neaptide.targets.database import CostDatabase, NetworkRow, OperatorRow
@@ -65,6 +65,11 @@ def test_what_is_shown_is_drawn_and_stays_as_it_is(text):
 )  # fmt: skip
 def test_cells(value, cell):
     assert csv_cell(value) == cell
+
+
+@given(st.text("'=+-@1.x"))
+def test_cells_are_read_back(text):
+    assert cell_text(csv_cell(text)) == text
 
 
 @given(st.text(st.characters()), st.booleans(), st.integers(20, 120))
