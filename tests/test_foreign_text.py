@@ -6,7 +6,6 @@ import ast
 import csv
 import io
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -209,8 +208,10 @@ def test_rows(hostile, capsys):
     clean(capsys)
 
 
-def test_warnings_of_rows_that_are_not_used(hostile, capsys):
+def test_warnings_of_rows_that_are_not_used(hostile):
     import sqlite3
+    import subprocess
+    import sys
 
     with CostDatabase() as costs:
         costs.put(OperatorRow(ALL, "cpu", "t", 1.0))
@@ -218,10 +219,14 @@ def test_warnings_of_rows_that_are_not_used(hostile, capsys):
     db.execute("UPDATE operators SET value = 'x'")
     db.commit()
     db.close()
-    with warnings.catch_warnings():
-        warnings.simplefilter("always")
-        assert main(["cost", "show", "--target", "cpu"]) == 0
-    clean(capsys)
+    (hostile / "\x1b[2J").mkdir()
+    (hostile / "costs.sqlite").rename(hostile / "\x1b[2J" / "costs.sqlite")
+    code = (
+        "from neaptide.cli import main; raise SystemExit(main(['cost', 'show', '--target', 'cpu', '--database', '\\x1b[2J/costs.sqlite']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8", check=True)
+    assert done.stderr.startswith("neaptide: \\x1b[2J/costs.sqlite: the row ") and done.stderr.count("\n") == 1
+    assert not raw(done.stderr + done.stdout)
 
 
 def test_lifetimes(hostile, capsys):
