@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from . import cli_options as opt
-from .compiler.errors import BudgetError, FormatError, NeaptideError
+from .compiler.errors import BudgetError, NeaptideError, WriteError
 from .report.console import Stages, note, output
 
 if TYPE_CHECKING:
@@ -119,15 +119,15 @@ def analyzed(
 
 
 def check_writable(paths: Any) -> None:
-    """Raise `FormatError` now for a path that could not be written later."""
+    """Raise `WriteError` now for a path that could not be written later."""
     for path in filter(None, paths):
         folder = Path(path).parent
         if Path(path).is_dir():
-            raise FormatError(f"cannot write {path!r}: it is a folder")
+            raise WriteError(f"cannot write {path!r}: it is a folder")
         if not folder.is_dir():
-            raise FormatError(f"cannot write {path!r}: there is no folder {str(folder)!r}")
+            raise WriteError(f"cannot write {path!r}: there is no folder {str(folder)!r}")
         if not os.access(folder, os.W_OK):
-            raise FormatError(f"cannot write {path!r}: no permission to write in {str(folder)!r}")
+            raise WriteError(f"cannot write {path!r}: no permission to write in {str(folder)!r}")
 
 
 @contextlib.contextmanager

@@ -15,6 +15,8 @@ class NeaptideError(Exception):
 class GraphError(NeaptideError):
     """A graph is not well formed: the message names the storage, tensor or node that breaks a rule."""
 
+    exit_code = 2
+
 
 class OrderError(NeaptideError):
     """An order is not a topological order of its graph: the message names the first node that runs too early."""
@@ -30,6 +32,14 @@ class TraceError(NeaptideError):
 
 class FormatError(NeaptideError):
     """A file or text is not what its format says: the message names the file and the place."""
+
+    exit_code = 2
+
+
+class WriteError(FormatError):
+    """A file cannot be written: the message names it and what the system said."""
+
+    exit_code = 1
 
 
 class SourceError(NeaptideError):

@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .errors import FormatError
+from .errors import FormatError, GraphError
 from .graph import Graph, GraphBuilder
 from .onnx_attrs import encode, op_name, shape_keys
 from .onnx_control import captured, control_flow
 from .onnx_files import PACKED, OnnxFile, Weights, check_tensor, packed_size, read_model
+from .onnx_nodes import check_attributes, check_operands
 from .onnx_sequences import Sequences
 from .onnx_shapes import ShapeInference
 
@@ -144,7 +145,10 @@ class Importer:
             self.builder.meta["workspace_bounds"] = list(self.bounded)
         if self.packed:
             self.builder.meta["packed"] = list(self.packed)
-        built = self.builder.build()
+        try:
+            built = self.builder.build()
+        except GraphError as error:  # sizes that are possible one by one and not together
+            raise self.error(str(error)) from None
         return Graph(
             built.name, built.nodes, built.tensors, built.storages, built.inputs, built.outputs, built.meta,
             values=Weights(self.file, self.protos),
@@ -222,6 +226,7 @@ class Importer:
             for name in (*node.input, *captured(node)):
                 if name and name not in scope.tensors and name not in scope.sequences.members:
                     self.missing(name, node, makers)
+            self.check(node, scope)
             if node.domain in ("", "ai.onnx") and scope.sequences.concerns(node):
                 self.sequence(node, scope)
             elif node.op_type == "Constant" and node.domain in ("", "ai.onnx"):
@@ -233,6 +238,19 @@ class Importer:
             else:
                 scope.shapes.infer(node)
                 self.node(node, scope)
+
+    def check(self, node: onnx.NodeProto, scope: Scope) -> None:
+        """Raise `FormatError` for attributes or operands that the operator does not take; all operands are defined."""
+        schema, members = scope.shapes.schema(node), scope.sequences.members
+
+        def error(text: str) -> FormatError:
+            return self.error(f"{ShapeInference.called(node)} {text}")
+
+        check_attributes(node, schema, self.file, error)
+        check_operands(node, schema, scope.shapes.elem_type, lambda name: name in members and name not in scope.tensors, error)
+        sequence = next((name for name in node.input if name in members), None)
+        if sequence is not None and not scope.sequences.concerns(node):
+            raise error(f"reads the sequence {sequence!r}; graphs hold tensors only")
 
     def sequence(self, node: onnx.NodeProto, scope: Scope) -> None:
         """Add what stands for a node that makes or reads a sequence."""

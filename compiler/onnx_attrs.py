@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import FormatError
 from .graph import Atom, Node, Ref
+from .onnx_files import fills
+from .onnx_nodes import tensors_of
 
 if TYPE_CHECKING:
     import onnx
@@ -90,6 +92,9 @@ def _attribute(atom: Atom) -> onnx.AttributeProto:
         attribute.ParseFromString(base64.b64decode(atom.value, validate=True))
     except (ValueError, DecodeError) as error:
         raise FormatError(f"an ONNX attribute of the graph is not the base64 of one: {error}") from error
+    for tensor in tensors_of(attribute):
+        if not fills(tensor):
+            raise FormatError(f"attribute {attribute.name!r} holds a tensor of shape {list(tensor.dims)} that is not all there")
     return attribute
 
 

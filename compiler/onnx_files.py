@@ -142,9 +142,9 @@ def packed_size(elem_type: int, dims: tuple[int, ...]) -> tuple[str, tuple[int, 
 def check_tensor(tensor: onnx.TensorProto, file: OnnxFile) -> None:
     """Raise `FormatError` if `tensor` has an impossible type, shape or length, or external data it may not have."""
     if tensor.data_type not in DTYPES and tensor.data_type not in PACKED:
-        raise FormatError(f"{file.label}: initializer {tensor.name!r} has unknown element type {tensor.data_type}")
+        raise FormatError(f"{file.label}: tensor {tensor.name!r} has unknown element type {tensor.data_type}")
     if any(d < 0 for d in tensor.dims):
-        raise FormatError(f"{file.label}: initializer {tensor.name!r} has a negative dimension in {list(tensor.dims)}")
+        raise FormatError(f"{file.label}: tensor {tensor.name!r} has a negative dimension in {list(tensor.dims)}")
     _, _, nbytes = packed_size(tensor.data_type, tuple(tensor.dims))
     if tensor.data_location == tensor.EXTERNAL:
         path, offset, length = _external_entry(tensor, file)
@@ -157,8 +157,28 @@ def check_tensor(tensor: onnx.TensorProto, file: OnnxFile) -> None:
             )
     elif tensor.HasField("raw_data") and len(tensor.raw_data) != nbytes:
         raise FormatError(
-            f"{file.label}: initializer {tensor.name!r} of shape {list(tensor.dims)} takes {nbytes:,} bytes, not {len(tensor.raw_data):,}"
+            f"{file.label}: tensor {tensor.name!r} of shape {list(tensor.dims)} takes {nbytes:,} bytes, not {len(tensor.raw_data):,}"
         )
+    elif not tensor.HasField("raw_data") and any(len(getattr(tensor, name)) for name in NUMBERS) and not fills(tensor):
+        raise FormatError(f"{file.label}: tensor {tensor.name!r} of shape {list(tensor.dims)} holds more or fewer numbers than that")
+
+
+# Where a tensor that is not raw bytes keeps its numbers.
+NUMBERS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+_KEPT_IN = {1: 0, 14: 0, 7: 2, 11: 3, 15: 3, 12: 4, 13: 4, 8: 5}  # element type -> place in NUMBERS; any other in int32_data
+
+
+def fills(tensor: onnx.TensorProto) -> bool:
+    """Whether `tensor`, of an element type that exists, holds exactly the numbers of its shape, in itself and nowhere else."""
+    kind, count = tensor.data_type, 1
+    if tensor.data_location == tensor.EXTERNAL or (kind not in DTYPES and kind not in PACKED) or any(d < 0 for d in tensor.dims):
+        return False
+    for d in tensor.dims:
+        count *= d
+    if tensor.HasField("raw_data"):
+        return kind != 8 and len(tensor.raw_data) == packed_size(kind, tuple(tensor.dims))[2]
+    held = len(getattr(tensor, NUMBERS[_KEPT_IN.get(kind, 1)]))
+    return held == (-(-count // PACKED[kind]) if kind in PACKED else count * (2 if kind in (14, 15) else 1))
 
 
 def _external_entry(tensor: onnx.TensorProto, file: OnnxFile) -> tuple[Path | None, int, int | None]:

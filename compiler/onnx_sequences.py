@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     StandIn = tuple[list[onnx.NodeProto], dict[str, onnx.TensorProto], dict[str, str]]
 
+PARTS = 4096  # of one sequence; each becomes a tensor of the graph
 METHODS = {
     "SplitToSequence": "_split", "ConcatFromSequence": "_concat", "SequenceConstruct": "_construct", "SequenceEmpty": "_empty",
     "SequenceAt": "_at", "SequenceInsert": "_insert", "SequenceErase": "_erase", "SequenceLength": "_length", "Identity": "_identity",
@@ -62,9 +63,9 @@ class Sequences:
                 raise IndexError
             return default
         value = self.shapes.value(node.input[operand])
-        if value is None or value.size != 1 or not -size <= int(value.reshape(())) < size + (default is not None):
+        at = int(value.reshape(())) if value is not None and value.size == 1 and value.dtype.kind in "iu" else None
+        if at is None or not -size <= at < size + (default is not None):
             raise self._error(node, "takes a position that is not known before it runs, or outside its sequence")
-        at = int(value.reshape(()))
         return at + size if at < 0 else at
 
     def _split(self, node: onnx.NodeProto) -> StandIn:
@@ -101,6 +102,8 @@ class Sequences:
 
     def _sizes(self, node: onnx.NodeProto, length: int) -> list[int]:
         if len(node.input) < 2 or not node.input[1]:
+            if length > PARTS:
+                raise self._error(node, f"splits into {length:,} parts; at most {PARTS:,} are taken apart")
             return [1] * length
         value = self.shapes.value(node.input[1])
         if value is None:
@@ -109,10 +112,10 @@ class Sequences:
             sizes = [int(v) for v in value.reshape(-1)]
         else:
             each = int(value)
-            if each < 1:
-                raise self._error(node, f"splits into parts of {each}")
+            if each < 1 or -(-length // each) > PARTS:
+                raise self._error(node, f"splits {length:,} into parts of {each:,}; at most {PARTS:,} parts are taken apart")
             sizes = [min(each, length - at) for at in range(0, length, each)]
-        if sum(sizes) != length or any(s < 0 for s in sizes) or len(sizes) > 4096:
+        if sum(sizes) != length or any(s < 0 for s in sizes) or len(sizes) > PARTS:
             raise self._error(node, f"splits {length} into {sizes[:20]}")
         return sizes
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import onnx
 
 KNOWN_LIMIT = 4096  # elements; larger values are weights or activations, never shapes
+EVALUATED = 1 << 20  # elements of a result that is computed to learn its shape
+_OF_VALUES = frozenset(("Range", "ConstantOfShape", "Expand", "Tile", "Pad"))  # whose results are as large as their operands say
 FLOAT_LIMIT = 64  # elements of a floating-point weight that may be a list of scales
 
 # Operators of shape arithmetic: cheap, deterministic, and with results whose size follows from their operands' values.
@@ -91,6 +93,10 @@ class ShapeInference:
         """(element type, shape) of a value that is defined."""
         tensor = self.types[name].tensor_type
         return tensor.elem_type, tuple(d.dim_value for d in tensor.shape.dim)
+
+    def elem_type(self, name: str) -> int | None:
+        """Element type of value `name`, None for one that is no tensor."""
+        return self.types[name].tensor_type.elem_type if name in self.types else None
 
     def value(self, name: str) -> np.ndarray | None:
         """The numbers of value `name` if they are known and few."""
@@ -323,20 +329,26 @@ class ShapeInference:
 
     @staticmethod
     def _bounded(node: onnx.NodeProto, operands: Sequence[Any]) -> bool:
-        """Whether the result has at most KNOWN_LIMIT elements, before it is made."""
+        """Whether a kernel that is given `operands` makes at most EVALUATED elements, before it does."""
+        import numpy as np
+
+        sizes = [int(value.size) for value in operands if value is not None]
         try:
             if node.op_type == "Range":
                 start, limit, delta = (float(v) for v in operands[:3])
                 return delta != 0 and (limit - start) / delta <= KNOWN_LIMIT
             if node.op_type in ("ConstantOfShape", "Expand"):
-                return _count([max(1, int(d)) for d in operands[-1].reshape(-1)]) <= KNOWN_LIMIT
+                return _count([max(1, int(d)) for d in operands[-1].reshape(-1)]) * (sizes[0] if len(operands) > 1 else 1) <= EVALUATED
             if node.op_type == "Tile":
-                return operands[0].size * _count([int(d) for d in operands[1].reshape(-1)]) <= KNOWN_LIMIT
+                return _count([*sizes[:1], *(max(1, int(d)) for d in operands[1].reshape(-1))]) <= EVALUATED
             if node.op_type == "Pad":
-                return len(operands) < 2 or (int(abs(operands[1]).max(initial=0)) <= KNOWN_LIMIT and operands[0].ndim <= 2)
+                amount = 0 if len(operands) < 2 else max((abs(int(d)) for d in operands[1].reshape(-1)), default=0)
+                return _count([d + 2 * amount for d in operands[0].shape]) <= EVALUATED
+            if node.op_type in ("Gather", "GatherElements", "GatherND", "ScatterElements", "ScatterND"):
+                return _count([max(1, n) for n in sizes]) <= EVALUATED
+            return _count(np.broadcast_shapes(*(v.shape for v in operands if v is not None))) <= EVALUATED
         except (ValueError, TypeError, IndexError, AttributeError, OverflowError):
-            return False
-        return True
+            return sum(sizes) <= EVALUATED and node.op_type not in _OF_VALUES
 
 
 def _count(dims: Sequence[int]) -> int:

@@ -20,7 +20,13 @@ def attention_pairs(queries: int, keys: int, *, causal: bool, bottom_right: bool
     if not causal:
         return queries * keys
     shift = keys - queries if bottom_right else 0
-    return sum(min(max(i + 1 + shift, 0), keys) for i in range(queries))
+    return _clamped_sum(queries + shift, keys) - _clamped_sum(shift, keys)
+
+
+def _clamped_sum(last: int, most: int) -> int:
+    """Sum of min(max(x, 0), most) over all whole x up to `last`."""
+    rising = max(0, min(last, most))
+    return rising * (rising + 1) // 2 + max(0, last - most) * most
 
 
 def _sizes(q: Tensor, k: Tensor, v: Tensor) -> tuple[int, int, int, int, int]:

@@ -79,7 +79,7 @@ def _attention(call: Call) -> Work:
     past = call.operand(4)
     before = past.shape[2] if past is not None else 0
     causal = bool(call.attrs.get("is_causal", 0)) and call.causal_half
-    per_head = sum(min(before + i + 1, before + keys) for i in range(queries)) if causal else queries * (before + keys)
+    per_head = queries * before + attention_pairs(queries, keys, causal=causal)
     pairs = batch * heads * per_head
     capped = 3 * (call.attrs.get("softcap", 0.0) != 0)
     return Work(pairs * (depth + value_depth), pairs * (1 + (call.operand(3) is not None) + SOFTMAX_FLOPS + capped))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import ceil, prod
+from math import ceil, gcd, prod
 
 from .graph import Tensor
 from .ops import Call, MissingFact, OpFacts, Work, per_axis
@@ -17,8 +17,11 @@ def pool_flops(y: Tensor, kernel: tuple[int, ...], *, average: bool) -> int:
 
 
 def adaptive_terms(size: int, out: int) -> int:
-    """Summed lengths of the adaptive windows [floor(i size / out), ceil((i + 1) size / out)) along one axis."""
-    return sum(-(-(i + 1) * size // out) - i * size // out for i in range(out))
+    """Summed lengths of the adaptive windows [floor(i size / out), ceil((i + 1) size / out)) along one axis.
+
+    Windows that meet at a fraction share one element; of the `out` places where windows end, gcd(size, out) are whole.
+    """
+    return size + out - gcd(size, out)
 
 
 def _pool(rank: int, *, average: bool) -> Callable[[Call], Work]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import FormatError, GraphError
+from .errors import FormatError, GraphError, WriteError
 from .graph import Atom, Graph, GraphBuilder, Node, Ref, Storage, Tensor
 
 FORMAT = "neaptide.graph"
@@ -50,7 +50,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     try:
         handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     except OSError as error:
-        raise FormatError(f"cannot write {str(path)!r}: {error.strerror or error}; give a path in a folder that exists") from None
+        raise WriteError(f"cannot write {str(path)!r}: {error.strerror or error}; give a path in a folder that exists") from None
     try:
         with os.fdopen(handle, "wb") as stream:
             stream.write(data)
@@ -59,7 +59,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     except BaseException as error:
         os.unlink(temporary)
         if isinstance(error, OSError):
-            raise FormatError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
+            raise WriteError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
         raise
 
 

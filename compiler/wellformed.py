@@ -5,6 +5,8 @@ from __future__ import annotations
 from .errors import GraphError
 from .graph import EXTERNAL_ROLES, ITEMSIZE, PHASES, ROLES, Graph, Ref, Tensor
 
+LARGEST = 1 << 60  # bytes of all storages and workspaces together: sums over any of them then fit 64 bits, with room for alignment
+
 
 def check_graph(graph: Graph) -> None:
     """Raise `GraphError` unless every rule in the docstring of `compiler.graph` holds. O(size of the graph)."""
@@ -45,6 +47,20 @@ def _check_tables(graph: Graph) -> None:
         storage = graph.storages[t.storage]
         if tensor_extent(t) > storage.nbytes:
             raise GraphError(f"{where} ends at byte {tensor_extent(t)} of storage {storage.id}, which has {storage.nbytes} bytes")
+        if t.numel == 0 and max((*t.shape, *(t.strides or ()), t.offset), default=0) > LARGEST:
+            raise GraphError(f"{where} has shape {list(t.shape)} at offset {t.offset}; no dimension is over 2^60")
+    _check_total(graph)
+
+
+def _check_total(graph: Graph) -> None:
+    total = 0
+    for called, nbytes in (
+        *((f"storage {s.id}{f' ({s.name})' if s.name else ''}", s.nbytes) for s in graph.storages),
+        *((f"the workspace of node {i} ({node.op})", node.workspace) for i, node in enumerate(graph.nodes)),
+    ):
+        total += nbytes
+        if total > LARGEST:
+            raise GraphError(f"graph {graph.name!r} takes over 2^60 bytes, {nbytes:,} of them for {called}; larger graphs are not analyzed")
 
 
 def _check_nodes(graph: Graph) -> None:

@@ -197,6 +197,8 @@ def _lay_out(
     """Solve in units of `alignment`; empty blocks lie at 0. Raises `PlanError` when `capacity` (bytes) is not reached."""
     if isinstance(alignment, bool) or not isinstance(alignment, (int, np.integer)) or alignment < 1:
         raise PlanError(f"alignment={alignment!r}: it is a whole number of bytes, at least 1")
+    if alignment > LARGEST:
+        raise PlanError(f"alignment={alignment}: at most 2^61 is allowed")
     if capacity is not None and (isinstance(capacity, bool) or not isinstance(capacity, (int, np.integer)) or capacity < 0):
         raise PlanError(f"capacity={capacity!r}: it is a whole number of bytes, or None for no limit")
     if not time_limit >= 0:
@@ -205,7 +207,7 @@ def _lay_out(
     if float(units.sum(dtype=np.float64)) * alignment > LARGEST:
         raise PlanError(f"blocks have {float(size.sum(dtype=np.float64)):.3g} bytes together; more than 2^61 are not planned")
     solid = np.flatnonzero(units)
-    room = None if capacity is None else int(capacity) // int(alignment)
+    room = None if capacity is None else min(int(capacity), LARGEST) // int(alignment)
     hopeless = room is not None and max_load(lower[solid], upper[solid], units[solid]) > room
     seconds = 0.0 if hopeless else time_limit
     found = solve(lower[solid], upper[solid], units[solid], enough=room or 0, time_limit=seconds, clock=clock)

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from ..compiler.errors import SourceError
-from .image_files import ImageFiles, read_images, read_npz
+from ..compiler.errors import FormatError, SourceError
+from ..compiler.npz_files import Array, NpzFile, open_npz
+from .image_files import ImageFiles, read_images
 
 if TYPE_CHECKING:
     import torch
@@ -203,25 +204,49 @@ def _cut_out(inputs: torch.Tensor, side: int, generator: torch.Generator | None)
 
 # ---- tables -----------------------------------------------------------------------------------------------------------
 
+TABLE_LIMIT = 16 << 30  # bytes of a file whose arrays may be images as well
 _NASBENCH201 = {"cifar10": "cifar10valid_val_12", "cifar100": "cifar100_val_12", "imagenet16": "imagenet16_val_12"}
 
 
 def _table(path: Path, dataset: str) -> TabularData | None:
-    file = read_npz(path)
-    if "cifar10_test_200" in file:
-        if dataset not in _NASBENCH201:
-            raise SourceError(f"NAS-Bench-201 has no data set {dataset!r}; it has {', '.join(_NASBENCH201)}")
-        return _nasbench201(dataset, file["arch_str"], file[_NASBENCH201[dataset]], file[f"{dataset}_test_200"])
-    if "test_acc" in file and "arch" in file:
-        genes, runs = file["arch"].astype(np.int64), file["test_acc"]
-        return _by_genes("NAS-Bench-Macro on cifar10", _space("nasbench_macro"), genes, runs[:, 0], runs[:, 1:].mean(1))
+    with open_npz(path, limit=TABLE_LIMIT) as file:
+        if "cifar10_test_200" in file.headers:
+            if dataset not in _NASBENCH201:
+                raise SourceError(f"NAS-Bench-201 has no data set {dataset!r}; it has {', '.join(_NASBENCH201)}")
+            return _nasbench201(file, dataset)
+        if "test_acc" in file.headers and "arch" in file.headers:
+            return _nasbench_macro(file)
     return None
 
 
-def _nasbench201(dataset: str, texts: np.ndarray, searched: np.ndarray, held_out: np.ndarray) -> TabularData:
-    space = _space("nasbench201")
-    genes = np.array([space.parse(text.decode()).genes for text in texts], np.int64)
-    return _by_genes(f"NAS-Bench-201 on {dataset}", space, genes, searched, held_out)
+def _nasbench201(file: NpzFile, dataset: str) -> TabularData:
+    space, searched, held_out = _space("nasbench201"), _NASBENCH201[dataset], f"{dataset}_test_200"
+    found = file.read({"arch_str": Array("SU", (("networks",),)), searched: _percent("networks"), held_out: _percent("networks")})
+    texts = found["arch_str"].astype("S").tolist() if found["arch_str"].dtype.kind == "S" else found["arch_str"].tolist()
+    genes = np.array([_genes(file, space, text) for text in texts], np.int64).reshape(len(texts), -1)
+    return _by_genes(f"NAS-Bench-201 on {dataset}", space, genes, found[searched], found[held_out])
+
+
+def _genes(file: NpzFile, space: Space, text: str | bytes) -> tuple[int, ...]:
+    try:
+        return space.parse(text.decode() if isinstance(text, bytes) else text).genes
+    except (SourceError, UnicodeDecodeError) as error:
+        raise FormatError(f"{file.label}: array 'arch_str' holds {text[:60]!r}, which is no network of {space.name}: {error}") from None
+
+
+def _nasbench_macro(file: NpzFile) -> TabularData:
+    space = _space("nasbench_macro")
+    shape = ("networks", len(space.cardinalities))
+    wanted = {"arch": Array("iu", (shape,), least=0, most=max(space.cardinalities) - 1), "test_acc": _percent("networks", 3)}
+    found = file.read(wanted)
+    genes, runs = found["arch"].astype(np.int64), found["test_acc"]
+    if (genes >= np.array(space.cardinalities)).any():
+        raise FormatError(f"{file.label}: array 'arch' holds a choice that {space.name} does not have")
+    return _by_genes("NAS-Bench-Macro on cifar10", space, genes, runs[:, 0], runs[:, 1:].mean(1))
+
+
+def _percent(*shape: int | str) -> Array:
+    return Array("f", (shape,), least=0, most=100)
 
 
 def _by_genes(name: str, space: Space, genes: np.ndarray, searched: np.ndarray, held_out: np.ndarray) -> TabularData:

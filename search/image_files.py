@@ -10,8 +10,6 @@ import gzip
 import io
 import pickle
 import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,9 +18,16 @@ from typing import Any
 import numpy as np
 
 from ..compiler.errors import FormatError, MissingExtraError, SourceError
+from ..compiler.npz_files import Array, NpzFile, open_npz
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 PICTURES = ("PNG", "JPEG", "BMP", "WEBP")  # whatever a file is called: Pillow would hand PostScript to an interpreter
+LIMIT = 16 << 30  # bytes of all images of a file
+_IMAGES = (("n", "height", "width"), ("n", "height", "width", 1), ("n", "height", "width", 3))
+CLASSES = 100_000  # of one data set, at most
+_LABELS = Array("iu", (("n",),), least=0, most=CLASSES - 1)
+# What Pillow raises for a file that is no picture, or one that is meant to fill the memory.
+_PICTURE_FAULTS = (OSError, ValueError, SyntaxError, EOFError, struct.error, IndexError, TypeError, KeyError, OverflowError, Warning)
 _NAMED = 8  # arrays of a file that an error names
 _TRAIN, _TEST = ("train", "training"), ("test", "val", "valid", "validation")
 
@@ -66,42 +71,77 @@ def read_images(path: Path, *, size: int | None = None) -> ImageFiles:
 
 
 def _from_npz(path: Path) -> ImageFiles:
-    arrays = read_npz(path)
-    if "train_bytes" in arrays:
-        parts = {part: (_jpegs(arrays, part), arrays[f"y_{part}"].astype(np.int64)) for part in ("train", "test")}
-    elif "x_train" in arrays and "y_train" in arrays:
-        parts = {p: (arrays[f"x_{p}"], arrays[f"y_{p}"].astype(np.int64)) for p in ("train", "test") if f"x_{p}" in arrays}
-    else:
-        names = [*arrays][:_NAMED] + ([f"{len(arrays) - _NAMED} more"] if len(arrays) > _NAMED else [])
-        raise SourceError(f"{path} holds {', '.join(names) or 'nothing'}; labelled images are x_train, y_train, x_test, y_test")
+    with open_npz(path, limit=LIMIT) as file:
+        if "train_bytes" in file.headers:
+            parts = {part: _jpegs(file, part) for part in ("train", "test")}
+        elif "x_train" in file.headers and "y_train" in file.headers:
+            parts = {part: _arrays(file, part) for part in ("train", "test") if f"x_{part}" in file.headers}
+        else:
+            names = [*file.headers][:_NAMED] + ([f"{len(file.headers) - _NAMED} more"] if len(file.headers) > _NAMED else [])
+            raise SourceError(f"{path} holds {', '.join(names) or 'nothing'}; labelled images are x_train, y_train, x_test, y_test")
+        names = file.read({"class_names": Array("SU", (("classes",),), required=False)}).get("class_names")
     train = _checked(path, *parts["train"])
     test = _checked(path, *parts["test"]) if "test" in parts else None
-    return ImageFiles(path.stem, train, test, _class_names(arrays.get("class_names"), train[1]))
+    if test is not None and (test[0].shape[1:] != train[0].shape[1:] or test[1].max() > train[1].max()):
+        raise FormatError(
+            f"{path}: images to test on are {test[0].shape[1:]} with labels up to {test[1].max()}; those to train on {train[0].shape[1:]} "
+            f"with labels up to {train[1].max()}: sizes should be equal, and labels known"
+        )
+    return ImageFiles(path.stem, train, test, _class_names(names, train[1]))
 
 
-def read_npz(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npz` file, none of them pickled. Raises `FormatError` naming the file."""
+def _arrays(file: NpzFile, part: str) -> tuple[np.ndarray, np.ndarray]:
+    found = file.read({f"x_{part}": Array("u", _IMAGES, "uint8"), f"y_{part}": _LABELS})
+    return found[f"x_{part}"], found[f"y_{part}"].astype(np.int64)
+
+
+def _jpegs(file: NpzFile, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Images that are kept as JPEGs: what they all begin with, the rest of each one after the other, and how long each rest is."""
+    data, lengths, labels = f"{part}_bytes", f"{part}_len", f"y_{part}"
+    text = Array("u", (("bytes",),), "uint8")
+    prefix = file.read({"prefix": text})["prefix"].tobytes()
+    found = file.read({data: text, lengths: Array("iu", (("n",),), least=1), labels: _LABELS})
+    ends = np.cumsum(found[lengths], dtype=np.float64)  # exact to 2^53, and without the overflow of whole numbers
+    if not len(ends) or ends[-1] != len(found[data]):
+        raise FormatError(
+            f"{file.label}: the images of {lengths!r} are {ends[-1] if len(ends) else 0:,.0f} bytes; {data!r} has {len(found[data]):,}"
+        )
+    packed, images = found[data].tobytes(), None
+    for i, (end, length) in enumerate(zip(ends.astype(np.int64).tolist(), found[lengths].tolist(), strict=True)):
+        picture = _decoded(prefix + packed[end - length : end], f"{file.label}: image {i} of {data!r}", images, len(ends))
+        images = np.empty((len(ends), *picture.shape), np.uint8) if images is None else images
+        images[i] = picture
+    assert images is not None
+    return images, found[labels].astype(np.int64)
+
+
+def _decoded(raw: bytes, called: str, images: np.ndarray | None, n: int) -> np.ndarray:
+    """One picture, which has to be of the size of the ones before; its header alone is believed until that is known."""
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {key: file[key] for key in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise FormatError(f"{path} is no .npz of plain arrays: {error}") from error
-
-
-def _jpegs(arrays: dict[str, np.ndarray], part: str) -> np.ndarray:
-    image = _pillow()
-    prefix, data = arrays["prefix"].tobytes(), arrays[f"{part}_bytes"].tobytes()
-    ends = np.cumsum(arrays[f"{part}_len"], dtype=np.int64)
-    starts = ends - arrays[f"{part}_len"]
-    return np.stack([np.asarray(image.open(io.BytesIO(prefix + data[a:b]), formats=PICTURES)) for a, b in zip(starts, ends, strict=True)])
+        with _pillow().open(io.BytesIO(raw), formats=PICTURES) as image:
+            width, height = image.size
+            if images is not None and images.shape[1:3] != (height, width):
+                raise ValueError(f"it is {width} x {height}, the ones before {images.shape[2]} x {images.shape[1]}")
+            if (total := n * width * height * len(image.getbands())) > LIMIT:
+                raise ValueError(f"{n:,} of {width} x {height} are {total:,} bytes; at most {LIMIT:,} are read")
+            picture = np.asarray(image)
+            if picture.dtype != np.uint8 or (images is not None and picture.shape != images.shape[1:]):
+                raise ValueError(f"it has other colours ({image.mode}) than the ones before, or than 8 bits hold")
+            return picture
+    except _PICTURE_FAULTS as error:
+        raise FormatError(f"{called} is no picture that can be read: {' '.join(str(error).split())}") from error
 
 
 def _checked(path: Path, images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     images = images[..., None] if images.ndim == 3 else images
     if images.ndim != 4 or images.dtype != np.uint8 or images.shape[-1] not in (1, 3):
         raise FormatError(f"{path}: images are {images.dtype} {images.shape}; expected uint8 (n, height, width[, 1 or 3])")
-    if labels.shape != images.shape[:1] or (labels.size and labels.min() < 0):
-        raise FormatError(f"{path}: {len(images)} images have labels of shape {labels.shape}; expected one number >= 0 each")
+    if labels.shape != images.shape[:1] or (labels.size and not (labels.min() >= 0 and labels.max() < CLASSES)):
+        raise FormatError(
+            f"{path}: {len(images)} images have labels of shape {labels.shape}; expected one number each, 0 to {CLASSES - 1:,}"
+        )
+    if not images.size:
+        raise FormatError(f"{path}: there are no images in an array of shape {images.shape}")
     return images, labels
 
 
@@ -232,7 +272,7 @@ def _picture(file: Path, size: int | None) -> np.ndarray:
                 left, top = (colour.width - short) // 2, (colour.height - short) // 2
                 colour = colour.resize((size, size), box=(left, top, left + short, top + short))
             array = np.asarray(colour)
-    except (OSError, ValueError, SyntaxError) as error:
+    except _PICTURE_FAULTS as error:
         raise FormatError(f"{file} is no picture that can be read: {error}") from error
     return array[..., None] if array.ndim == 2 else array
 

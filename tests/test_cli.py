@@ -265,8 +265,8 @@ def refused(result: tuple[int, str, str], code: int, *words: str) -> None:
         (["analyze", "timm:nothing_of_that_name"], 2, ["timm"]),
         (["analyze", "nets.py:with_args", "--html", "nowhere/a.html"], 1, ["nowhere"]),
         (["analyze", "nets.py:with_args", "--html", "."], 1, ["folder"]),
-        (["allocate", "nothing.csv"], 1, ["nothing.csv"]),
-        (["allocate", "nets.py"], 1, ["nets.py"]),
+        (["allocate", "nothing.csv"], 2, ["nothing.csv"]),
+        (["allocate", "nets.py"], 2, ["nets.py"]),
         (["allocate", "x.csv", "--json", "--output", "-"], 2, ["one of them"]),
         (["schedule", "resnt50"], 2, ["Did you mean"]),
     ],
@@ -306,19 +306,19 @@ def test_other_files_are_told_what_they_are(run, tmp_path):
 )
 def test_broken_files_are_named(run, tmp_path, name, content, word):
     (tmp_path / name).write_bytes(content)
-    refused(run("analyze", str(tmp_path / name)), 1, word)
+    refused(run("analyze", str(tmp_path / name)), 2, word)
 
 
 def test_a_cyclic_graph_is_refused(run, tmp_path):
     nodes = [{"op": "f", "ins": [1], "outs": [0]}, {"op": "g", "ins": [0], "outs": [1]}]
     (tmp_path / "cycle.json").write_text(json.dumps({"nodes": nodes, "bufs": [4, 4], "out": [1]}))
-    refused(run("schedule", str(tmp_path / "cycle.json")), 1, "cycle.json")
+    refused(run("schedule", str(tmp_path / "cycle.json")), 2, "cycle.json")
 
 
 def test_a_pt2_with_more_than_a_program_is_refused(run, tmp_path):
     with zipfile.ZipFile(tmp_path / "odd.pt2", "w") as archive:
         archive.writestr("hello.txt", "hi")
-    refused(run("analyze", str(tmp_path / "odd.pt2")), 1, "odd.pt2")
+    refused(run("analyze", str(tmp_path / "odd.pt2")), 2, "odd.pt2")
 
 
 def test_graph_files_carry_their_own_shapes(run, models):

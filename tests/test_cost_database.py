@@ -229,5 +229,5 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert main(["cost", "show", "--json"]) == 0
     known = json.loads(capsys.readouterr().out)["known"]
     assert [(k["target"], k["operators"], k["networks"]) for k in known] == [("cpu", 1, 0), ("m7", 1, 1)]
-    assert main(["cost", "import", str(tmp_path / "none.jsonl")]) == 1
+    assert main(["cost", "import", str(tmp_path / "none.jsonl")]) == 2
     assert "none.jsonl" in capsys.readouterr().err

@@ -299,7 +299,7 @@ def test_without_onnx_the_error_names_the_extra(monkeypatch):
 def test_ill_formed_weights_are_named():
     net = conv_net()
     net.graph.initializer[0].raw_data = b"123"
-    with pytest.raises(FormatError, match=r"initializer 'w' of shape \[4, 3, 3, 3\] takes 432 bytes, not 3"):
+    with pytest.raises(FormatError, match=r"tensor 'w' of shape \[4, 3, 3, 3\] takes 432 bytes, not 3"):
         from_onnx(net)
     net = conv_net()
     net.graph.initializer[0].dims[0] = -1

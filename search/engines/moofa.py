@@ -32,13 +32,14 @@ from typing import Any
 import numpy as np
 
 from ...compiler.errors import FormatError, SourceError
+from ...compiler.npz_files import Array, open_npz
 from ..accuracy_predictor import AccuracyPredictor, fit_accuracy
 from ..data import ImageData
 from ..engine import Context, Outcome, Proposal
 from ..features import features
 from ..metrics import METRICS
 from ..space import Architecture, Space
-from ..spaces.ofa import OFAMobileNetV3, Settings
+from ..spaces.ofa import STAGES, OFAMobileNetV3, Settings
 from ..surrogate_evolution import EvolutionSettings, evolve, feasible_population
 from . import engine_settings
 
@@ -67,6 +68,8 @@ PRESETS = {
     },
 }
 TOGETHER = 20  # proposals asked for at once
+TABLE_LIMIT = 1 << 30  # bytes of a table of subnets
+LARGEST_CHOICE = 4096  # resolution, depth, kernel or expansion in one
 ELASTIC = ("ofa_mbv3", "compofa", "moofa")
 
 
@@ -251,14 +254,21 @@ def read_table(space: Space, path: str | Path, name: str) -> tuple[np.ndarray, n
         raise SourceError(f"tables of subnets are of ofa_mbv3, compofa and moofa, not of space {space.name}")
     if not Path(path).is_file():
         raise SourceError(f"no table at {path}")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            resolution, depth, kernel, expand, accuracy = (file[f"{name}_{key}"] for key in ("r", "d", "ks", "e", "acc"))
-    except (KeyError, ValueError) as error:
-        raise FormatError(f"{path} has no subnets called {name!r} with ks, e, d, r and acc: {error}") from error
+    per_block = ("n", STAGES * space.deepest)
+    wanted = {
+        "r": Array("iu", (("n",),), "", 0, LARGEST_CHOICE), "d": Array("iu", (("n", STAGES),), "", 0, LARGEST_CHOICE),
+        "ks": Array("iu", (per_block,), "", 0, LARGEST_CHOICE), "e": Array("fiu", (per_block,), "", 0, LARGEST_CHOICE),
+        "acc": Array("f", (("n",),), "", 0, 100),
+    }  # fmt: skip
+    with open_npz(path, limit=TABLE_LIMIT) as file:
+        if f"{name}_acc" not in file.headers:
+            known = ", ".join(sorted(n.removesuffix("_acc") for n in file.headers if n.endswith("_acc"))[:8])
+            raise FormatError(f"{path} has no subnets called {name!r} with ks, e, d, r and acc; it has {known or 'none'}")
+        found = file.read({f"{name}_{key}": array for key, array in wanted.items()})
+    resolution, depth, kernel, expand, accuracy = (found[f"{name}_{key}"] for key in wanted)
     accuracy = accuracy.astype(float)
     settings = Settings(resolution, depth.astype(np.int16), kernel.astype(np.int16), expand.astype(np.float32))
-    return space.rows(settings), accuracy * 100 if accuracy.max() <= 1 else accuracy
+    return space.rows(settings), accuracy * 100 if accuracy.max(initial=0) <= 1 else accuracy
 
 
 # ---- evaluators -------------------------------------------------------------------------------------------------------

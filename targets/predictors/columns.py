@@ -77,6 +77,12 @@ class Encoding:
             parts.append(((columns.numbers[name] - low) / (high - low))[:, None])
         return np.hstack(parts) if parts else np.zeros((n, 0))
 
+    def width(self, view: View) -> int:
+        """Features of `matrix` in `view`."""
+        places = sum(map(len, self.levels.values())) if view != "tied" else 0
+        tied = len({level for levels in self.levels.values() for level in levels}) if view != "places" else 0
+        return places + tied + len(self.ranges)
+
     def within(self, columns: Columns) -> np.ndarray:
         """Whether every number lies within the bounds of the training set, (n,)."""
         inside = np.ones(len(columns), bool)

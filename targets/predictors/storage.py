@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import zipfile
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,13 +10,19 @@ from typing import Any
 import numpy as np
 
 from ...compiler.errors import FormatError
+from ...compiler.npz_files import Array, NpzFile, open_npz
+from ..database import UNITS
 from .boosting import Trees
 from .columns import Encoding
-from .fit import Accuracy, Fitted, Model, Predictor
+from .fit import Fitted, Predictor
 from .operators import OperatorPredictor
+from .stored_header import Fields
 
 FORMAT, VERSION = "neaptide.predictor", 1
 TREE_ARRAYS = ("feature", "threshold", "left", "right", "value", "roots")
+LIMIT = 1 << 30  # bytes of all arrays
+LARGEST = 1e30  # of any coefficient, threshold and leaf: sums of them stay finite
+DEEPEST = 64
 
 
 def save_predictor(predictor: Predictor | OperatorPredictor, path: str | Path) -> None:
@@ -43,20 +47,30 @@ def save_predictor(predictor: Predictor | OperatorPredictor, path: str | Path) -
 
 
 def load_predictor(path: str | Path) -> Predictor | OperatorPredictor:
-    """The predictor in `path`. Raises `FormatError` when it holds none, or one of another version."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        header = json.loads(arrays.pop("header").tobytes())
-        if (header["format"], header["version"]) != (FORMAT, VERSION):
-            raise ValueError(f"format {header['format']!r} version {header['version']!r}, wanted {FORMAT!r} version {VERSION}")
-        if header["kind"] == "networks":
-            return _unpack(header, "", arrays)
-        sums, unseen = (Accuracy(**header[name]) if header.get(name) else None for name in ("sums", "unseen"))
-        models = {kind: _unpack(model, f"{i}/", arrays) for i, (kind, model) in enumerate(header["models"].items())}
-        return OperatorPredictor(header["table"], models, header["target"], header["toolchain"], header["unit"], sums, unseen)
-    except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
-        raise FormatError(f"{path}: not a predictor that `neaptide cost fit` wrote ({error})") from None
+    """The predictor in `path`. Raises `FormatError` when it holds none, one of another version, or one whose parts do not fit."""
+    with open_npz(path, limit=LIMIT) as file:
+        written = file.read({"header": Array("u", (("n",),), "uint8")})["header"].tobytes()
+        try:
+            document = json.loads(written)
+        except (ValueError, RecursionError) as error:
+            raise FormatError(f"{path}: not a predictor that `neaptide cost fit` wrote: its header is no JSON ({error})") from None
+        header = Fields(str(path), document)
+        if (header.get("format"), header.get("version")) != (FORMAT, VERSION):
+            raise FormatError(
+                f"{path}: not a predictor that `neaptide cost fit` wrote (format {header.get('format')!r} version "
+                f"{header.get('version')!r}, wanted {FORMAT!r} version {VERSION})"
+            )
+        if header.choice("kind", ("networks", "operators")) == "networks":
+            return _unpack(header, "", file)
+        return OperatorPredictor(
+            header.numbers("table", least=0),
+            {kind: _unpack(header.inside("models", kind), f"{i}/", file) for i, kind in enumerate(header.mapping("models"))},
+            header.text("target"),
+            header.text("toolchain"),
+            header.choice("unit", UNITS),
+            header.accuracy("sums") if header.get("sums") is not None else None,
+            header.accuracy("unseen") if header.get("unseen") is not None else None,
+        )
 
 
 def _pack(predictor: Predictor, prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
@@ -79,15 +93,31 @@ def _pack(predictor: Predictor, prefix: str, arrays: dict[str, np.ndarray]) -> d
     }
 
 
-def _unpack(header: Mapping[str, Any], prefix: str, arrays: Mapping[str, np.ndarray]) -> Predictor:
-    model = Model(**header["model"])
-    trees = Trees(**{name: arrays[f"{prefix}{name}"] for name in TREE_ARRAYS}, depth=header["depth"]) if model.boosted else None
+def _unpack(header: Fields, prefix: str, file: NpzFile) -> Predictor:
+    model = header.model("model")
+    encoding = Encoding(header.levels("levels"), header.ranges("ranges"))
+    wanted = {f"{prefix}coefficients": Array("f", ((encoding.width(model.view),),), "float64", -LARGEST, LARGEST)}
+    coefficients = file.read(wanted)[f"{prefix}coefficients"]
+    trees = _trees(header, prefix, file, encoding.width("places")) if model.boosted else None
+    fitted = Fitted(model, coefficients, header.number("intercept", -LARGEST, LARGEST), trees, header.number("floor", 0, LARGEST))
     return Predictor(
-        Encoding({k: tuple(v) for k, v in header["levels"].items()}, {k: (v[0], v[1]) for k, v in header["ranges"].items()}),
-        Fitted(model, arrays[f"{prefix}coefficients"], header["intercept"], trees, header["floor"]),
-        Accuracy(**header["accuracy"]),
-        tuple((name, Accuracy(**accuracy)) for name, accuracy in header["tried"]),
-        header["target"],
-        header["toolchain"],
-        header["unit"],
-    )
+        encoding, fitted, header.accuracy("accuracy"), header.tried("tried"), header.text("target"), header.text("toolchain"),
+        header.text("unit"),
+    )  # fmt: skip
+
+
+def _trees(header: Fields, prefix: str, file: NpzFile, features: int) -> Trees:
+    """The trees, whose nodes read features that exist and lead to nodes that exist and come later, or to themselves: never in a circle."""
+    known = file.headers.get(f"{prefix}feature")
+    nodes = known.shape[0] if known is not None and len(known.shape) == 1 else 0
+    index, number = Array("i", (("nodes",),), "", 0, nodes - 1), Array("f", (("nodes",),), "float64", -LARGEST, LARGEST)
+    wanted = {
+        "feature": Array("i", (("nodes",),), "", 0, features - 1), "threshold": number, "left": index, "right": index, "value": number,
+        "roots": Array("i", (("roots",),), "", 0, nodes - 1),
+    }  # fmt: skip
+    found = file.read({f"{prefix}{name}": array for name, array in wanted.items()})
+    arrays = {name: found[f"{prefix}{name}"] for name in TREE_ARRAYS}
+    for side in ("left", "right"):
+        if (arrays[side] < np.arange(nodes)).any():
+            raise FormatError(f"{file.label}: array {prefix + side!r} leads a tree back to a node that it has passed")
+    return Trees(**arrays, depth=header.whole("depth", 0, DEEPEST))
