@@ -346,7 +346,7 @@ def _is_view(node: onnx.NodeProto, scope: Scope) -> bool:
 
 
 def _spell(tensor: onnx.TypeProto.Tensor) -> str:
-    return "(" + ", ".join(str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim) + ")"
+    return "(" + ", ".join(str(d.dim_value) if d.HasField("dim_value") else (repr(d.dim_param)[1:-1] if d.dim_param else "?") for d in tensor.shape.dim) + ")"
 
 
 def _origin(node: onnx.NodeProto) -> tuple[str, str]:

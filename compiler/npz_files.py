@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
 
 from .errors import FormatError
@@ -27,7 +28,8 @@ RATIO = 1100  # deflate makes 1032 bytes of one at most
 RANKS = 8
 KINDS = {"b": "bool", "i": "int", "u": "uint", "f": "float", "S": "bytes", "U": "str"}
 _CHUNK = 1 << 20
-_FAULTS = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, struct.error)
+# What Python's zip reader and numpy's reader of headers raise for bytes that are none.
+_FAULTS = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, struct.error, SyntaxError, TokenError, TypeError)
 
 
 @dataclass(frozen=True)

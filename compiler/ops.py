@@ -209,14 +209,22 @@ def op_facts(op: str) -> OpFacts | None:
     return None
 
 
+# What a formula raises for arguments that its op does not take: axes that are not there, texts for numbers, a stride of 0.
+_NOT_ITS_ARGUMENTS = (LookupError, TypeError, ValueError, ArithmeticError, AttributeError)
+
+
 def node_work(graph: Graph, node: Node, *, causal_half: bool = False) -> Work | None:
-    """Work of `node`; None when its op has no facts or its arguments are not recorded."""
+    """Work of `node`; None when its op has no facts, or its arguments are not recorded or none that the op takes.
+
+    Graphs from files carry arguments that nobody has run: only the op itself could tell which are possible.
+    """
     facts = op_facts(node.op)
     if facts is None:
         return None
     if facts.work is None:
         return NO_WORK
     try:
-        return facts.work(Call(graph, node, causal_half))
-    except MissingFact:
+        work = facts.work(Call(graph, node, causal_half))
+        return work if all(type(n) is int and n >= 0 for n in work) else None
+    except _NOT_ITS_ARGUMENTS:
         return None

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from .errors import GraphError
 from .graph import EXTERNAL_ROLES, ITEMSIZE, PHASES, ROLES, Graph, Ref, Tensor
 
@@ -95,6 +98,7 @@ def _check_nodes(graph: Graph) -> None:
                 raise GraphError(f"{where} writes storage {s}, which does not exist")
             if s not in born:
                 _require_carried(graph, s, f"{where} writes storage {s}")
+        _check_attrs(node.attrs, where)
         _check_refs(node.attrs, len(node.inputs), where)
         for t in node.outputs:
             done.add(t)
@@ -106,6 +110,20 @@ def _require_carried(graph: Graph, storage: int, what: str) -> None:
     role = graph.storages[storage].role
     if role not in ("gradient", "optimizer_state"):
         raise GraphError(f"{what} on storage {storage}, an {role} that nothing has given birth to")
+
+
+def _check_attrs(attrs: Mapping[str, Any], where: str) -> None:
+    """The attributes that the compiler itself reads, whatever the op, have their kinds."""
+    for key, kind, called in (
+        ("args", (list, tuple), "a list"), ("kwargs", Mapping, "an object"), ("$inputs", (list, tuple), "a list"),
+        ("$captures", (list, tuple), "a list"), ("$outputs", (list, tuple), "a list"), ("$name", str, "text"),
+    ):  # fmt: skip
+        if key in attrs and not isinstance(attrs[key], kind):
+            raise GraphError(f"{where} has attribute {key!r} of kind {type(attrs[key]).__name__}; it is {called}")
+    if not all(ref is None or isinstance(ref, Ref) for ref in attrs.get("$inputs", ())):
+        raise GraphError(f"{where} has '$inputs' that are not its inputs")
+    if not all(isinstance(name, str) for name in attrs.get("$captures", ())):
+        raise GraphError(f"{where} has '$captures' that are not names")
 
 
 def _check_refs(value: object, n_inputs: int, where: str) -> None:
