@@ -38,6 +38,7 @@ GROWTH = 3 << 30  # bytes of address space that a worker may add to what it has 
 RENEWED = 3_000  # cases after which a worker is replaced by a fresh one
 BAD = ("bug", "signal", "memory", "time")
 SUFFIXES = {"images": ".npz", "table": ".npz", "predictor": ".npz", "costs": ".sqlite", "kernels": ".sqlite", "study": ".sqlite"}
+FUNCTIONS = ("targets-file", "predictor", "images", "subnets", "kernels", "resume")  # commands of this file, that `neaptide` lacks
 # Shares of formats: as many cases as each has readers and room for mistakes, fewer where a case takes long.
 MIX = {
     "onnx": 34, "json": 18, "csv": 8, "toml": 8, "jsonl": 7, "predictor": 7, "costs": 6, "images": 4, "table": 2, "pt2": 4, "kernels": 1,
@@ -144,7 +145,7 @@ def run_command(command: Sequence[str], path: str, seeds: dict[str, list[Path]])
     from neaptide.cli import main
 
     words = [path if word == "FILE" else word for word in command]
-    if words[0] not in ("targets-file", "predictor", "images", "subnets", "kernels", "resume"):
+    if words[0] not in FUNCTIONS:
         return main(words)
     if words[0] == "resume":
         Path("out").mkdir()
@@ -230,7 +231,7 @@ def judge(number: int, seed: int, formats: Sequence[str], seeds: dict[str, list[
     """Run case `number` in this process, in an empty folder of its own. `limit`: bytes of address space, 0 for none."""
     kind, data, damage, command = make_case(number, seed, formats, seeds)
     suffix = SUFFIXES.get(kind, f".{kind}")
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder) if sys.version_info >= (3, 11) else _inside(folder):
+    with tempfile.TemporaryDirectory() as folder, _inside(folder):
         path = Path(folder) / f"case{suffix}"
         path.write_bytes(data)
         out, err = io.StringIO(), io.StringIO()
@@ -243,7 +244,8 @@ def judge(number: int, seed: int, formats: Sequence[str], seeds: dict[str, list[
         except Exception as error:  # what a public function lets out is a bug whatever it is
             code = f"{type(error).__name__}: {error} at {_raised_at(error)}"
         seconds, grown = time.process_time() - spent, _peak() - before
-    said = err.getvalue().strip().rpartition("\n")[2]
+    said = err.getvalue().strip()
+    said = said[max(0, said.rfind("neaptide: ")) :]
     verdict = _verdict(code, said, seconds, grown)
     case = Case(number, kind, damage, " ".join(command), verdict, seconds, grown, (code if isinstance(code, str) else said)[:400])
     if verdict in BAD and keep is not None:
@@ -330,10 +332,12 @@ def warm(seeds: dict[str, list[Path]], formats: Sequence[str]) -> None:
     for kind in formats:
         for path in seeds.get(kind, ())[-1:]:
             for turn in range(2 if kind in ("study", "table", "kernels", "costs") else 6):
-                with tempfile.TemporaryDirectory() as folder, _inside(folder), contextlib.redirect_stdout(io.StringIO()):
-                    with contextlib.redirect_stderr(io.StringIO()):
-                        copy = shutil.copy(path, folder)
-                        run_command(_command(kind, seeds, random.Random(turn)), str(copy), seeds)
+                quiet = io.StringIO()
+                with (
+                    tempfile.TemporaryDirectory() as folder, _inside(folder), contextlib.redirect_stdout(quiet),
+                    contextlib.redirect_stderr(quiet),
+                ):  # fmt: skip
+                    run_command(_command(kind, seeds, random.Random(turn)), str(shutil.copy(path, folder)), seeds)
 
 
 # ---- many processes ---------------------------------------------------------------------------------------------------
@@ -460,8 +464,7 @@ def _once(number: int, seed: int, formats: Sequence[str], seeds: dict[str, list[
     path.write_bytes(data)
     print(f"{kind}: {damage}\n{' '.join(command)}\n{path}")
     with tempfile.TemporaryDirectory() as folder, _inside(folder):
-        code = run_command([*command, "--debug"] if command[0] in ("analyze", "schedule", "allocate", "cost", "search", "measure") else command,
-                           str(path), seeds)  # fmt: skip
+        code = run_command(command if command[0] in FUNCTIONS else [*command, "--debug"], str(path), seeds)
     print(f"exit code {code}")
     return 0 if code in (0, 1, 2, 3) else 1
 

@@ -53,7 +53,7 @@ def _small_nets() -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
 
 
 def _onnx(folder: Path) -> Iterator[Path]:
-    """Every operator by itself, from onnx's own suite (sequences, control flow, quantised and recurrent ones among them), and whole models."""
+    """Every operator by itself, from onnx's own suite (sequences, control flow, quantised and recurrent ones too), and whole models."""
     from onnx.backend.test.case.node import collect_testcases
 
     with np.errstate(all="ignore"):
@@ -287,9 +287,9 @@ def _study(folder: Path) -> Iterator[Path]:
 
     table = next(_table(folder))
     search("nasbench_macro", "random", data=table, budget=4, preset="smoke", folder=folder / "out", workers=1, measure=0)
-    with contextlib.closing(sqlite3.connect(folder / "out" / "study.sqlite")) as made:
-        with contextlib.closing(sqlite3.connect(folder / "study.sqlite")) as copy:
-            made.backup(copy)
+    files = folder / "out" / "study.sqlite", folder / "study.sqlite"
+    with contextlib.closing(sqlite3.connect(files[0])) as made, contextlib.closing(sqlite3.connect(files[1])) as copy:
+        made.backup(copy)
     yield _alone(folder / "study.sqlite")
 
 

@@ -346,7 +346,8 @@ def _is_view(node: onnx.NodeProto, scope: Scope) -> bool:
 
 
 def _spell(tensor: onnx.TypeProto.Tensor) -> str:
-    return "(" + ", ".join(str(d.dim_value) if d.HasField("dim_value") else (repr(d.dim_param)[1:-1] if d.dim_param else "?") for d in tensor.shape.dim) + ")"
+    sizes = (str(d.dim_value) if d.HasField("dim_value") else repr(d.dim_param)[1:-1] or "?" for d in tensor.shape.dim)
+    return f"({', '.join(sizes)})"
 
 
 def _origin(node: onnx.NodeProto) -> tuple[str, str]:

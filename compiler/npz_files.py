@@ -29,7 +29,10 @@ RANKS = 8
 KINDS = {"b": "bool", "i": "int", "u": "uint", "f": "float", "S": "bytes", "U": "str"}
 _CHUNK = 1 << 20
 # What Python's zip reader and numpy's reader of headers raise for bytes that are none.
-_FAULTS = (OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, struct.error, SyntaxError, TokenError, TypeError)
+_FAULTS = (
+    OSError, EOFError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError, struct.error, SyntaxError, TokenError,
+    TypeError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,7 @@ def _decoded(raw: bytes, called: str, images: np.ndarray | None, n: int) -> np.n
             if picture.dtype != np.uint8 or (images is not None and picture.shape != images.shape[1:]):
                 raise ValueError(f"it has other colours ({image.mode}) than the ones before, or than 8 bits hold")
             return picture
-    except _PICTURE_FAULTS as error:
+    except (*_PICTURE_FAULTS, _pillow().DecompressionBombError) as error:
         raise FormatError(f"{called} is no picture that can be read: {' '.join(str(error).split())}") from error
 
 
@@ -272,7 +272,7 @@ def _picture(file: Path, size: int | None) -> np.ndarray:
                 left, top = (colour.width - short) // 2, (colour.height - short) // 2
                 colour = colour.resize((size, size), box=(left, top, left + short, top + short))
             array = np.asarray(colour)
-    except _PICTURE_FAULTS as error:
+    except (*_PICTURE_FAULTS, _pillow().DecompressionBombError) as error:
         raise FormatError(f"{file} is no picture that can be read: {error}") from error
     return array[..., None] if array.ndim == 2 else array
 
