@@ -19,6 +19,7 @@ import random
 import re
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -228,14 +229,13 @@ def _printed(view: Any) -> None:
 
 
 def judge(number: int, seed: int, formats: Sequence[str], seeds: dict[str, list[Path]], keep: Path | None, limit: int) -> Case:
-    """Run case `number` in this process, in an empty folder of its own. `limit`: bytes of address space, 0 for none."""
+    """Run case `number` in this process, in an empty folder of its own. `limit`: bytes of address space, 0 for no limits."""
     kind, data, damage, command = make_case(number, seed, formats, seeds)
     suffix = SUFFIXES.get(kind, f".{kind}")
     with tempfile.TemporaryDirectory() as folder, _inside(folder):
         path = Path(folder) / f"case{suffix}"
         path.write_bytes(data)
         out, err = io.StringIO(), io.StringIO()
-        os.environ.update(NEAPTIDE_CACHE=str(Path(folder) / "cache"), NEAPTIDE_COSTS=str(Path(folder) / "own.sqlite"))
         before, spent = _reset_peak(), time.process_time()
         _limit(limit, spent)
         try:
@@ -278,12 +278,16 @@ def _kept(keep: Path, case: Case, data: bytes, suffix: str) -> None:
 
 @contextlib.contextmanager
 def _inside(folder: str) -> Iterator[None]:
-    before = os.getcwd()
+    """Inside: `folder` is the working directory, and what Neaptide remembers lies there. After: all is as before."""
+    before, environment = os.getcwd(), dict(os.environ)
     os.chdir(folder)
+    os.environ.update(NEAPTIDE_CACHE=str(Path(folder) / "cache"), NEAPTIDE_COSTS=str(Path(folder) / "own.sqlite"))
     try:
         yield
     finally:
         os.chdir(before)
+        os.environ.clear()
+        os.environ.update(environment)
 
 
 def _status(name: str) -> int:
@@ -306,9 +310,10 @@ def _peak() -> int:
 
 def _limit(address_space: int, spent: float) -> None:
     """Let this process be stopped when it takes far more time or memory than a case may."""
-    if address_space:
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (address_space, hard))
+    if not address_space:
+        return
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    resource.setrlimit(resource.RLIMIT_AS, (address_space, hard))
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     resource.setrlimit(resource.RLIMIT_CPU, (int(spent + CPU_S) + 5, hard))
 
@@ -408,7 +413,7 @@ class _Worker:
         seed, formats, seeds, keep = self._arguments
         assert self.number is not None
         kind, data, damage, command = make_case(self.number, seed, formats, seeds)
-        verdict = "time" if why or code == -24 else "signal"  # 24: SIGXCPU, the limit on processor time
+        verdict = "time" if why or code == -signal.SIGXCPU else "signal"
         case = Case(self.number, kind, damage, " ".join(command), verdict, CPU_S, 0, why or f"the process ended with {code}")
         if keep is not None:
             _kept(keep, case, data, SUFFIXES.get(kind, f".{kind}"))

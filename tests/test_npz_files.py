@@ -84,7 +84,7 @@ def header(text: str, body: bytes = b"") -> bytes:
         (npy(np.array([{}], object)), "holds Python objects"),
         (npy(np.zeros(2, [("a", "i4")])), "plain numbers and texts"),
         (header("{'descr': '|V4', 'fortran_order': False, 'shape': (1,)}", b"1234"), "plain numbers and texts"),
-        (header("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000)}"), "takes 8,000,000,000,000 bytes; the file holds 0"),
+        (header("{'descr': '<f8', 'fortran_order': False, 'shape': (1000000, 1000000)}"), "takes 8,000,000,000,000 bytes; .* holds 0"),
         (header("{'descr': '<f8', 'fortran_order': False, 'shape': (-1,)}"), r"its shape is \(-1\)"),
         (header("{'descr': '<f8', 'fortran_order': False, 'shape': (True,)}", b"12345678"), r"its shape is \(True\)"),
         (header("{'descr': '<f8', 'fortran_order': False, 'shape': (1,), 'x': 1}", b"12345678"), "cannot be read"),
@@ -253,7 +253,7 @@ def test_pictures_are_decoded_once_their_sizes_are_known_to_fit(tmp_path):
 
     data = load_data(written([jpeg(8, 6)] * 12), val=2)
     assert data.shape == (3, 6, 8)  # type: ignore[union-attr]
-    with pytest.raises(FormatError, match="image 1 of 'train_bytes' .* it is 9 x 6, the ones before 8 x 6"):
+    with pytest.raises(FormatError, match=r"image 1 of 'train_bytes' .* it is 9 x 6, the ones before 8 x 6"):
         load_data(written([jpeg(8, 6), jpeg(9, 6)]), val=1)
     with pytest.raises(FormatError, match="are 99 bytes"):
         load_data(written([jpeg(8, 6)], [99]), val=1)

@@ -36,6 +36,7 @@ from .cuda_tune import DEFAULT, device_timer, scheduled_as, tuned_operators
 from .fused_graph import fused_program
 from .importer import to_relax
 from .lower import signature
+from .machine import machine as described
 from .tune import Tuned
 
 TRIALS = 32
@@ -87,7 +88,7 @@ def measure_cuda(
     device = gpu_name(target)
     if device is None:
         return bound_cost(network, _facts(network, folder))
-    machine = tvm.target.Target(dict(target.tvm))
+    machine = described(target.tvm)
     own = {"apache-tvm": version("apache-tvm"), "device": device}
     found = tuned_operators(
         {network.signatures[op]: func for op, func in network.kernels.items()}, machine, lambda func: device_timer(func, machine),
@@ -129,7 +130,7 @@ def _scheduled(
     graph: Graph, kernels: Mapping[str, tirx.PrimFunc], traces: Mapping[str, Any], target: Target, flops: Mapping[str, float],
     signatures: Mapping[str, str],
 ) -> CudaNetwork:  # fmt: skip
-    machine = tvm.target.Target(dict(target.tvm))
+    machine = described(target.tvm)
     functions = {op: scheduled_as(func, traces.get(op, DEFAULT), machine) for op, func in kernels.items()}
     needs = {op: workspace(func) for op, func in functions.items()}
     graph = graph.with_nodes([replace(node, workspace=needs.get(node.op, 0)) for node in graph.nodes])
@@ -157,7 +158,7 @@ def cuda_source(functions: Mapping[str, tirx.PrimFunc], target: Target) -> str:
     if not functions:
         return ""
     with nullcontext() if gpu_name(target) is None else cuda_compiler():
-        compiled = tvm.compile(tvm.IRModule(dict(functions)), target=tvm.target.Target(dict(target.tvm)))
+        compiled = tvm.compile(tvm.IRModule(dict(functions)), target=described(target.tvm))
     return "\n".join(part.inspect_source() for part in compiled.mod.imports)
 
 

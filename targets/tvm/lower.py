@@ -24,6 +24,7 @@ from tvm_ffi import structural_hash
 
 from ...compiler.graph import ITEMSIZE
 from ..file_cache import FileCache
+from .machine import machine
 from .overwriting import overwritable
 
 C = {"kind": "c"}
@@ -112,7 +113,7 @@ def signature(symbol: str, func: tirx.PrimFunc) -> str:
 
 
 def _lower_one(symbol: str, func: tirx.PrimFunc, target_spec: dict[str, Any]) -> Kernel:
-    target = tvm.target.Target(target_spec)
+    target = machine(target_spec)
     over = overwritable(func)
     attributes: dict[str, Any] = {"global_symbol": symbol, "target": target}
     if over:
