@@ -81,7 +81,7 @@ def loads(source: str | bytes | Mapping[str, Any], *, name: str = "graph") -> Gr
         document: Any = source
     else:
         try:
-            document = json.loads(source)
+            document = json.loads(source, parse_constant=_finite, parse_float=_finite)
         except json.JSONDecodeError as error:
             raise FormatError(f"not JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
         except UnicodeDecodeError as error:
@@ -98,6 +98,14 @@ def loads(source: str | bytes | Mapping[str, Any], *, name: str = "graph") -> Gr
         return _from_document(document, name)
     except RecursionError:
         raise FormatError("not a graph: attributes nest too deeply") from None
+
+
+def _finite(text: str) -> float:
+    """A number of a graph's JSON, where those that JSON lacks stand as atoms."""
+    value = float(text)
+    if value - value != 0:
+        raise FormatError(f"not a graph: the JSON holds the number {text[:40]}, which is not finite")
+    return value
 
 
 # ---- Neaptide's own form ------------------------------------------------------------------------------------------------

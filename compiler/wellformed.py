@@ -13,9 +13,42 @@ LARGEST = 1 << 60  # bytes of all storages and workspaces together: sums over an
 
 def check_graph(graph: Graph) -> None:
     """Raise `GraphError` unless every rule in the docstring of `compiler.graph` holds. O(size of the graph)."""
+    _check_meta(graph)
     _check_tables(graph)
     _check_nodes(graph)
     _check_ends(graph)
+
+
+def _check_meta(graph: Graph) -> None:
+    """What Neaptide itself reads of `meta` has its kind; anything else may stand there."""
+    meta = graph.meta
+    kernels = meta.get("kernels") if isinstance(meta.get("kernels"), Mapping) else {}
+    assumptions, ends = meta.get("assumptions", ()), [meta.get(name, ()) for name in ("input_names", "output_names")]
+    for key, fine, wanted in (
+        ("versions", isinstance(meta.get("versions", {}), Mapping), "an object"),
+        ("kernels", isinstance(meta.get("kernels", {}), Mapping), "an object"),
+        ("kernels.unmeasured", _texts(kernels.get("unmeasured", {})), "an object of texts"),
+        ("opsets", _versions(meta.get("opsets", {})), "an object of versions"),
+        ("ir_version", isinstance(meta.get("ir_version", 1), int), "a whole number"),
+        ("packed", isinstance(meta.get("packed", ()), (list, tuple)) and all(isinstance(t, int) for t in meta.get("packed", ())), "ids"),
+        ("modules", _texts(meta.get("modules", {})), "an object of texts"),
+        (
+            "assumptions",
+            isinstance(assumptions, (list, tuple)) and all(_texts(a) and {"op", "what"} <= set(a) for a in assumptions),
+            'a list of {"op", "at", "what"}',
+        ),
+        ("input_names or output_names", all(isinstance(e, (list, tuple)) and all(isinstance(n, str) for n in e) for e in ends), "names"),
+    ):
+        if not fine:
+            raise GraphError(f"meta.{key} of graph {graph.name!r} is not {wanted}")
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(v, str) for v in value.values())
+
+
+def _versions(value: Any) -> bool:
+    return isinstance(value, Mapping) and all(isinstance(v, int) and 0 <= v < 2**31 for v in value.values())
 
 
 def tensor_extent(tensor: Tensor) -> int:

@@ -216,3 +216,35 @@ def test_a_failed_write_leaves_what_was_there(tmp_path):
         write_plan(path, Torn())  # pyright: ignore[reportArgumentType]
     assert path.read_text() == "before"
     assert [p.name for p in tmp_path.iterdir()] == ["plan.csv"]
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"versions": 3}, {"kernels": []}, {"kernels": {"unmeasured": {"op": 1}}}, {"opsets": {"": "17"}}, {"packed": 1}, {"packed": ["x"]},
+        {"modules": ["a"]}, {"assumptions": [{}]}, {"assumptions": {"op": "x"}}, {"input_names": [1]}, {"output_names": 5},
+        {"ir_version": "9"},
+    ],
+)  # fmt: skip
+def test_what_is_read_of_meta_has_its_kind(meta):
+    document = {**json.loads(generate.random_graph(random.Random(0).randrange, min_nodes=2).to_json()), "meta": meta}
+    with pytest.raises(GraphError, match=f"meta.*{next(iter(meta))}"):
+        Graph.from_json(document)
+
+
+@pytest.mark.parametrize("number", ["NaN", "-Infinity", "1e999"])
+def test_numbers_that_json_lacks_are_refused(number):
+    text = generate.random_graph(random.Random(0).randrange, min_nodes=2).to_json()
+    with pytest.raises(FormatError, match=f"the number {number}, which is not finite"):
+        Graph.from_json(text.replace('"meta": {', f'"meta": {{"x": {number}, ', 1).replace(", }", "}", 1))
+
+
+@pytest.mark.parametrize(
+    "attrs",
+    [{"args": 3}, {"args": [], "kwargs": "x"}, {"$inputs": [1]}, {"$inputs": {}}, {"$captures": [2]}, {"$outputs": 1}, {"$name": 4}],
+)
+def test_what_is_read_of_attributes_has_its_kind(attrs):
+    document = json.loads(generate.random_graph(random.Random(0).randrange, min_nodes=2).to_json())
+    document["nodes"][0]["attrs"] = attrs
+    with pytest.raises(GraphError, match="node 0"):
+        Graph.from_json(document)
