@@ -118,8 +118,8 @@ def _messages(message: Any) -> Iterator[Any]:
 
 
 def _change(message: Any, field: Any, messages: list[Any], rng: random.Random) -> None:
-    value = getattr(message, field.name)
-    many = not isinstance(value, (int, float, str, bytes)) and not hasattr(value, "ListFields")
+    value: Any = getattr(message, field.name)
+    many = not (type(value) in (bool, int, float, str, bytes) or hasattr(value, "ListFields"))
     if field.type == field.TYPE_MESSAGE:
         twins = [m for m in messages if m.DESCRIPTOR.name == field.message_type.name]
         if many:

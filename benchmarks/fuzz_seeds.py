@@ -205,7 +205,7 @@ def _table(folder: Path) -> Iterator[Path]:
     accuracy = (50 + 40 * rng.random((len(genes), 3))).astype(np.float32)
     np.savez_compressed(folder / "macro.npz", arch=genes.astype(np.uint8), test_acc=accuracy)
     yield folder / "macro.npz"
-    ofa = load_space("moofa")
+    ofa: Any = load_space("moofa")
     chosen = ofa.settings(ofa.encode([ofa.sample(rng) for _ in range(60)]))
     np.savez(
         folder / "subnets.npz", moofa_r=chosen.resolution, moofa_d=chosen.depth, moofa_ks=chosen.kernel, moofa_e=chosen.expand,

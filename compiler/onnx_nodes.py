@@ -25,8 +25,8 @@ _COORDINATES = ("half_pixel", "half_pixel_symmetric", "pytorch_half_pixel", "ali
 _ACTIVATIONS = ("Affine", "Elu", "HardSigmoid", "LeakyRelu", "Relu", "ScaledTanh", "Sigmoid", "Softplus", "Softsign", "Tanh",
                 "ThresholdedRelu")  # fmt: skip
 _SCATTER = ("none", "add", "mul", "max", "min")
-_RNN = {"direction": ("forward", "reverse", "bidirectional"), "activations": _ACTIVATIONS}
-_POOL = {"auto_pad": _PADDING}
+_RNN: dict[str, tuple[str, ...]] = {"direction": ("forward", "reverse", "bidirectional"), "activations": _ACTIVATIONS}
+_POOL: dict[str, tuple[str, ...]] = {"auto_pad": _PADDING}
 
 # Values of text attributes, by operator of the default domain and of onnxruntime's. Upper and lower case are one in `activations` alone.
 TEXTS: dict[str, dict[str, tuple[str, ...]]] = {

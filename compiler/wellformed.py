@@ -22,7 +22,7 @@ def check_graph(graph: Graph) -> None:
 def _check_meta(graph: Graph) -> None:
     """What Neaptide itself reads of `meta` has its kind; anything else may stand there."""
     meta = graph.meta
-    kernels = meta.get("kernels") if isinstance(meta.get("kernels"), Mapping) else {}
+    kernels: Any = meta.get("kernels") if isinstance(meta.get("kernels"), Mapping) else {}
     assumptions, ends = meta.get("assumptions", ()), [meta.get(name, ()) for name in ("input_names", "output_names")]
     for key, fine, wanted in (
         ("versions", isinstance(meta.get("versions", {}), Mapping), "an object"),
