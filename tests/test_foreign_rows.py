@@ -180,7 +180,7 @@ def test_a_trace_applied_by_hand_is_checked_too(honest, ran):
 def test_an_import_names_the_line_and_the_annotation(honest, tmp_path, capsys):
     row, trace = honest
     export_rows([row, replace(row, signature="other", extra={"trials": 9, "trace": armed(trace)})], tmp_path / "rows.jsonl")
-    assert main(["cost", "import", str(tmp_path / "rows.jsonl"), "--database", str(tmp_path / "costs.sqlite")]) == 1
+    assert main(["cost", "import", str(tmp_path / "rows.jsonl"), "--database", str(tmp_path / "costs.sqlite")]) == 2
     said = capsys.readouterr().err
     assert "rows.jsonl:3: " in said and "pragma_import_llvm" in said
     assert rows_of(tmp_path / "costs.sqlite") == []
@@ -422,7 +422,7 @@ def test_databases_whose_schema_is_another_are_refused_and_left_alone(name, tmp_
     before = database.read_bytes()
     with pytest.raises(FormatError, match="tampered with"):
         CostDatabase(database)
-    assert main(["cost", "show", "--database", str(database)]) == 1
+    assert main(["cost", "show", "--database", str(database)]) == 2
     assert "bug" not in capsys.readouterr().err
     assert database.read_bytes() == before
 
