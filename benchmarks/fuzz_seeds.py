@@ -59,6 +59,7 @@ def _onnx(folder: Path) -> Iterator[Path]:
     with np.errstate(all="ignore"):
         cases = collect_testcases(None)
     for case in cases:
+        assert case.model is not None
         yield _written(folder / f"{case.name}.onnx", case.model.SerializeToString())
     for name, model in _composed():
         yield _written(folder / f"{name}.onnx", model.SerializeToString())

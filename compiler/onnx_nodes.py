@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .onnx_files import check_tensor, fills
 
@@ -148,7 +148,7 @@ def _of_schema(schema: onnx.defs.OpSchema) -> tuple[dict[str, tuple[int, bool]],
     """(kind and need of each attribute, element types and whether a sequence may stand there of each operand), asked of onnx once."""
     key = (schema.domain, schema.name, schema.since_version)
     if key not in _facts:
-        attributes = {name: (int(a.type.value), bool(a.required)) for name, a in schema.attributes.items()}
+        attributes = {name: (int(cast(Any, a.type).value), bool(a.required)) for name, a in schema.attributes.items()}
         _facts[key] = attributes, tuple(_formal(tuple(formal.types)) for formal in schema.inputs)
     return _facts[key]
 

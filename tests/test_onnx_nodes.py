@@ -147,7 +147,9 @@ def test_a_sequence_where_a_tensor_belongs(op):
 
 def test_a_tensor_where_a_sequence_belongs():
     for op in ("ConcatFromSequence", "SequenceAt", "SequenceLength", "SequenceErase"):
-        node = helper.make_node(op, ["x"] + ["i"] * (op == "SequenceAt"), ["y"], **({"axis": 0} if op == "ConcatFromSequence" else {}))
+        node = helper.make_node(op, ["x"] + ["i"] * (op == "SequenceAt"), ["y"])
+        if op == "ConcatFromSequence":
+            node.attribute.append(helper.make_attribute("axis", 0))
         assert "takes a sequence for operand 0" in refusal([node], [value("x", [2, 4])], {"i": np.array(0)})
 
 
