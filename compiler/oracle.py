@@ -15,22 +15,22 @@ import os
 import queue
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .children import Child, environment, python
 from .errors import NeaptideError
 from .graph import Graph, Node
 from .oracle_cache import KernelCache, Measurement
+from .patience import STALL_S, Patience
 from .serialize import encode_attrs
 from .wellformed import tensor_extent
 
-METHOD = "2"  # how kernels are run and read; another method's answers are not this one's
-START_SECONDS = 180.0
+METHOD = "3"  # how kernels are run and read; another method's answers are not this one's
+QUIET = 0.8  # of the time that passed, what a kernel that takes long has the processor for unless the machine is busy
 
 Progress = Callable[[int, int], None]
 
@@ -75,7 +75,7 @@ def with_workspace(
     """`graph` with each node's `workspace` and the true sizes of the storages its nodes give birth to, both in bytes.
 
     `threads`: intra-op threads the kernels would run with (torch's count if None). `cache_dir`: where measurements are
-    remembered (`$NEAPTIDE_CACHE`, else the user's cache folder). `timeout`: seconds one kernel may take. `memory_limit`: bytes
+    remembered (`$NEAPTIDE_CACHE`, else the user's cache folder). `timeout`: seconds of processor time one kernel may take. `memory_limit`: bytes
     of arguments and results above which a kernel is not run (a third of the free memory if None). `progress(done, total)` is
     called as missing kernels are measured. Kernels that cannot be measured keep workspace 0 and are listed with the reason in
     `meta["kernels"]["unmeasured"]`. Graphs that are not torch CPU graphs come back unchanged but for that entry.
@@ -230,8 +230,10 @@ def measure_kernels(
                 if isinstance(answer, dict):
                     pending.pop(0)
                     yield text, _measurement(answer), not answer.get("transient", False)
+                    if answer.get("stopped"):
+                        break
                     continue
-                if answer.startswith("took longer") or fresh == text:
+                if fresh == text:
                     pending.pop(0)
                     yield text, Measurement(reason=answer), True
                 fresh = text
@@ -244,69 +246,87 @@ def _measurement(answer: Mapping[str, Any]) -> Measurement:
     return Measurement(int(answer["inner"]), tuple(answer["outputs"]))
 
 
+def stopped(thread: float, process: float, wall: float, *, timeout: float, threads: int) -> dict[str, Any] | None:
+    """The answer about a kernel that has taken enough, or None while it may go on.
+
+    `thread`, `process`: processor time so far of the thread that called it and of all; `wall`: seconds passed. The answer will not be the
+    same next time if the machine was busy: then threads that wait for each other use time that they would not on a quiet one.
+    """
+    if thread <= timeout and process <= timeout * threads:
+        return None
+    return {"reason": f"took longer than {timeout:g} s", "transient": max(thread, process / threads) < QUIET * wall, "stopped": True}
+
+
 class Worker:
     """The process that runs kernels; leaving the `with` block ends it, whatever happened inside."""
 
     def __init__(self, threads: int, memory_limit: int):
-        paths = os.pathsep.join(p for p in sys.path if p and Path(p).is_dir())
-        module = f"{__package__}.oracle_worker"
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", module, str(threads), str(memory_limit)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"},
-        )
+        self._threads = threads
+        words = python(f"{__package__}.oracle_worker", str(threads), str(memory_limit))
+        pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+        self._child = Child(words, **pipes, env=environment(OMP_NUM_THREADS=str(threads)), text=True, encoding="utf-8")
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         threading.Thread(target=self._read, daemon=True).start()
-        self._ready = False
+        self._ready, self._asked = False, 0
 
     def __enter__(self) -> Worker:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            assert stream is not None
-            try:
-                stream.close()
-            except BrokenPipeError:
-                continue
+        self._child.__exit__(kind, error, trace)
 
     def ask(self, signature: str, timeout: float) -> dict[str, Any] | str:
-        """The worker's answer, or the reason why there is none: it ended, or it took longer than `timeout` seconds."""
+        """The worker's answer, also when it was stopped after `timeout` seconds of processor time; or how the process ended."""
         self._wait_until_ready()
-        assert self._process.stdin is not None
+        assert self._child.process.stdin is not None
         try:
-            self._process.stdin.write(signature + "\n")
-            self._process.stdin.flush()
-            line = self._lines.get(timeout=timeout)
+            self._child.process.stdin.write(signature + "\n")
+            self._child.process.stdin.flush()
         except BrokenPipeError:
-            line = None
-        except queue.Empty:
-            return f"took longer than {timeout:g} s"
-        if line is None:
-            return _ended(self._process.wait())
-        return json.loads(line)
+            return _ended(self._child.status())
+        self._asked += 1
+        answer = self._answer(timeout)
+        return _ended(self._child.status()) if answer is None else answer
 
     def _wait_until_ready(self) -> None:
+        """As long as it takes: a busy machine may need minutes to import torch."""
         if self._ready:
             return
-        try:
-            self._ready = self._lines.get(timeout=START_SECONDS) is not None
-        except queue.Empty:
-            raise NeaptideError(
-                f"the kernel oracle's process did not start within {START_SECONDS:g} s; try again on a quieter machine"
-            ) from None
+        answer = self._answer(float("inf"))
+        self._ready = answer is not None and answer.get("ready") is True
         if not self._ready:
-            raise NeaptideError(f"the kernel oracle's process did not start (exit status {self._process.wait()}): is torch importable?")
+            how = f"it said {answer}" if answer else f"exit status {self._child.status()}"
+            raise NeaptideError(f"the kernel oracle's process {self._child.words[0]!r} did not start ({how}): is torch importable?")
+
+    def _answer(self, timeout: float) -> dict[str, Any] | None:
+        """The next line that is no report on the way to it; None at the end of the lines."""
+        patience = Patience()
+        while True:
+            try:
+                line = self._lines.get(timeout=STALL_S)
+            except queue.Empty:
+                return {"reason": f"its process was silent for {STALL_S:g} s", "transient": True, "stopped": True}
+            if line is None:
+                return None
+            try:
+                said = json.loads(line)
+                beat = said.get("beat")
+            except (ValueError, AttributeError):
+                return {"reason": f"its process said {line[:100]!r}", "transient": True, "stopped": True}
+            if beat is None:
+                return said
+            number, thread, process, wall = beat
+            if number != self._asked:  # written before the request came
+                continue
+            if (enough := stopped(thread, process, wall, timeout=timeout, threads=self._threads)) is not None:
+                return enough
+            if patience.ended(process):
+                return {"reason": f"did nothing for {STALL_S:g} s", "transient": True, "stopped": True}
 
     def _read(self) -> None:
-        assert self._process.stdout is not None
+        assert self._child.process.stdout is not None
         try:
-            for line in self._process.stdout:
+            for line in self._child.process.stdout:
                 self._lines.put(line)
         except ValueError:  # closed by __exit__ while this thread was reading
             return

@@ -1,7 +1,8 @@
 """The kernel oracle's other process: runs single kernels on real tensors and tells what they allocated.
 
-`python -m neaptide.compiler.oracle_worker THREADS MEMORY_LIMIT` reads one signature (JSON) a line and answers each with one line.
-A kernel given wrong content may end the process; the parent then knows which one it was.
+Given THREADS and MEMORY_LIMIT it reads one signature (JSON) a line and answers each with one line. Between, from its first moment on, it
+tells what it has used since it began or was last asked: the parent waits while that grows. A kernel given wrong content may end the
+process; the parent then knows which one it was.
 """
 
 from __future__ import annotations
@@ -9,23 +10,24 @@ from __future__ import annotations
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
-from .args import call_args, operator
 from .errors import TraceError
-from .serialize import decode_attrs
 
 WARM_UP_SECONDS = 0.25
+BEAT_S = 0.25
 DRAWN_ELEMENTS = 1 << 20
 
 
 def main() -> None:
     """Serve requests until standard input ends."""
     threads, memory_limit = int(sys.argv[1]), int(sys.argv[2])
-    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    answers = Answers(os.fdopen(os.dup(1), "w", encoding="utf-8"))
     os.dup2(2, 1)
+    threading.Thread(target=answers.beat, daemon=True).start()
     import torch
 
     torch.set_num_threads(threads)
@@ -33,17 +35,51 @@ def main() -> None:
     serve(sys.stdin, answers)
 
 
-def serve(requests: TextIO, answers: TextIO) -> None:
+class Answers:
+    """Lines to the parent: an object each, `{"beat": [number, thread, process, wall]}` every quarter of a second among the others.
+
+    `number`: of the request, 0 before the first. `thread`, `process`: seconds of processor time of the thread that runs kernels and of
+    all threads; `wall`: seconds passed. All since the request came.
+    """
+
+    def __init__(self, stream: TextIO):
+        self._stream, self._lock = stream, threading.Lock()
+        clock_of = getattr(time, "pthread_getcpuclockid", None)  # macOS and Windows have none
+        self._clock = clock_of(threading.get_ident()) if clock_of else None
+        self._began = 0, self._now()
+
+    def begin(self) -> None:
+        """Another request has come."""
+        self._began = self._began[0] + 1, self._now()
+
+    def say(self, **answer: Any) -> None:
+        """Write one line."""
+        with self._lock:
+            self._stream.write(json.dumps(answer) + "\n")
+            self._stream.flush()
+
+    def beat(self) -> None:
+        """Report as long as the process lives."""
+        while True:
+            number, began = self._began
+            self.say(beat=[number, *(now - before for now, before in zip(self._now(), began, strict=True))])
+            time.sleep(BEAT_S)
+
+    def _now(self) -> tuple[float, float, float]:
+        process = time.process_time()
+        return process if self._clock is None else time.clock_gettime(self._clock), process, time.monotonic()
+
+
+def serve(requests: TextIO, answers: Answers) -> None:
     """Answer each request line with `{"inner", "outputs"}` or `{"reason", "transient"}`."""
-    answers.write("ready\n")
-    answers.flush()
+    answers.say(ready=True)
     for line in requests:
+        answers.begin()
         try:
             answer = measure(json.loads(line))
         except Exception as error:  # whatever a kernel raises is the answer about that kernel
             answer = _refusal(error)
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+        answers.say(**answer)
 
 
 def _refusal(error: Exception) -> dict[str, Any]:
@@ -68,6 +104,9 @@ def measure(signature: dict[str, Any]) -> dict[str, Any]:
 
 def _measure(signature: dict[str, Any], integers: int) -> dict[str, Any]:
     import torch
+
+    from .args import call_args, operator
+    from .serialize import decode_attrs
 
     op = operator(signature["op"])
     tensors = [_tensor(*spec, integers=integers) for spec in signature["tensors"]]
@@ -201,6 +240,3 @@ def _limit_memory(nbytes: int) -> None:
         mapped = int(stream.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + nbytes + (2 << 30), resource.RLIM_INFINITY))
 
-
-if __name__ == "__main__":
-    main()

@@ -155,7 +155,7 @@ class KilledWorker(oracle.Worker):
     def ask(self, signature: str, timeout: float) -> dict | str:
         if signature == self.poison:
             self._wait_until_ready()
-            self._process.kill()
+            self._child.end()
         return super().ask(signature, timeout)
 
 
@@ -191,7 +191,7 @@ def test_an_interrupt_ends_the_worker(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setattr(oracle, "Worker", Noted)
     with pytest.raises(KeyboardInterrupt):
         with_workspace(relu_graph(8), cache_dir=tmp_path, progress=interrupt)
-    assert [worker._process.wait(60) for worker in started] == [-9]
+    assert [worker._child.process.wait(60) for worker in started] == [-9]
 
 
 def test_kernels_beyond_the_memory_limit_are_not_run(tmp_path: Path) -> None:
