@@ -22,9 +22,11 @@ from .cli_measure import measure
 from .cli_plan import allocate, schedule
 from .cli_search import search
 from .cli_targets import targets
+from .compiler.children import safe_environment
 from .compiler.errors import NeaptideError
 from .compiler.foreign_text import shown
 from .report.console import note
+from .compiler.scratch import sweep
 
 app = typer.Typer(
     name="neaptide",
@@ -89,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         warnings.simplefilter("ignore", FutureWarning)
     told, warnings.formatwarning = warnings.formatwarning, _warning
     try:
-        code = int(app([w for w in words if w != "--debug"], prog_name="neaptide", standalone_mode=False) or 0)
+        sweep()
+        with safe_environment():
+            code = int(app([w for w in words if w != "--debug"], prog_name="neaptide", standalone_mode=False) or 0)
         sys.stdout.flush()
         return _fail("interrupted", INTERRUPTED, debug) if code == INTERRUPTED else code
     except NeaptideError as error:

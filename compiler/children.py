@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ from multiprocessing import parent_process, util
 from multiprocessing.context import SpawnContext, SpawnProcess
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 from .errors import NeaptideError
 from .scratch import scratch
@@ -41,11 +42,20 @@ _lock = threading.RLock()
 
 
 class ProgramError(NeaptideError):
-    """A program could not be started, failed, or ended well without having done its work. `said`: what it wrote to standard error."""
+    """A program could not be started, failed, or ended well without having done its work. `said`: what it wrote to standard error;
+    `out_of_time`: whether it took more processor time than it may.
+    """
 
-    def __init__(self, message: str, said: str = "", status: int | None = None):
+    def __init__(self, message: str, said: str = "", *, out_of_time: bool = False):
         super().__init__(message)
-        self.said, self.status = said, status
+        self.said, self.out_of_time = said, out_of_time
+
+
+class Said(NamedTuple):
+    """What a program wrote to standard output and to standard error."""
+
+    output: str
+    complaint: str
 
 
 class Child:
@@ -101,8 +111,8 @@ class Child:
         return self.process.wait()
 
 
-def run(words: Sequence[str], *, folder: Path | None = None, made: Path | None = None, limit_s: int = 0) -> str:
-    """Run a program to its end and return what it wrote to standard output. Arguments as of `Child`; its temporary files are ours to sweep.
+def run(words: Sequence[str], *, folder: Path | None = None, made: Path | None = None, limit_s: int = 0) -> Said:
+    """Run a program to its end. Arguments as of `Child`; its temporary files are ours to sweep.
 
     Raises `ProgramError` when it cannot start or its exit status is not 0, and when it is 0 but the file `made` was not written or,
     without `made`, nothing was said: a program that did nothing is not one that succeeded.
@@ -117,12 +127,13 @@ def run(words: Sequence[str], *, folder: Path | None = None, made: Path | None =
             status = child.process.wait()
     if status:
         how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-        raise ProgramError(f"{name} {how}: {complaint.strip()[-2000:] or 'it said nothing'}", complaint, status)
+        late = -status == getattr(signal, "SIGXCPU", None)
+        raise ProgramError(f"{name} {how}: {complaint.strip()[-2000:] or 'it said nothing'}", complaint, out_of_time=late)
     if made is not None and _stamp(made) in (None, before):
-        raise ProgramError(f"{name} ended without an error but did not write {made.name}; is {words[0]!r} what it should be?", complaint, 0)
+        raise ProgramError(f"{name} ended without an error but did not write {made.name}; is {words[0]!r} what it should be?", complaint)
     if made is None and not said.strip():
-        raise ProgramError(f"{name} ended without an error but said nothing; is {words[0]!r} what it should be?", complaint, 0)
-    return said
+        raise ProgramError(f"{name} ended without an error but said nothing; is {words[0]!r} what it should be?", complaint)
+    return Said(said, complaint)
 
 
 def _stamp(path: Path) -> tuple[int, int, int] | None:

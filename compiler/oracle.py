@@ -75,8 +75,8 @@ def with_workspace(
     """`graph` with each node's `workspace` and the true sizes of the storages its nodes give birth to, both in bytes.
 
     `threads`: intra-op threads the kernels would run with (torch's count if None). `cache_dir`: where measurements are
-    remembered (`$NEAPTIDE_CACHE`, else the user's cache folder). `timeout`: seconds of processor time one kernel may take. `memory_limit`: bytes
-    of arguments and results above which a kernel is not run (a third of the free memory if None). `progress(done, total)` is
+    remembered (`$NEAPTIDE_CACHE`, else the user's cache folder). `timeout`: seconds of processor time one kernel may take. `memory_limit`:
+    bytes of arguments and results above which a kernel is not run (a third of the free memory if None). `progress(done, total)` is
     called as missing kernels are measured. Kernels that cannot be measured keep workspace 0 and are listed with the reason in
     `meta["kernels"]["unmeasured"]`. Graphs that are not torch CPU graphs come back unchanged but for that entry.
     """

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .sqlite_files import check_schema, connect
+from .sqlite_files import WAIT_S, check_schema, connect, retry, write_ahead
 
 FILE = "kernels-v1.sqlite"
 _TABLE = """CREATE TABLE IF NOT EXISTS kernels (
@@ -59,7 +59,7 @@ class KernelCache:
                 stacklevel=3,
             )
             self.path = None
-            self._db = _connect(":memory:")
+            self._db = _open(":memory:")
         except sqlite3.DatabaseError as error:
             self._db = self._begin_anew(error)
 
@@ -109,20 +109,15 @@ class KernelCache:
         return _open(self.path)
 
 
-def _connect(path: str) -> sqlite3.Connection:
-    db = connect(path, timeout=30.0)
+def _open(path: Path | str) -> sqlite3.Connection:
+    db = connect(path, timeout=WAIT_S)
     try:
-        check_schema(db, [_TABLE])
+        retry(lambda: check_schema(db, [_TABLE]))
+        write_ahead(db)
+        db.execute("PRAGMA synchronous=NORMAL")
         db.execute(_TABLE)
+        db.execute("SELECT key, signature, inner, outputs, reason, limit_s FROM kernels LIMIT 1").fetchall()
     except BaseException:
         db.close()
         raise
-    return db
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    db = _connect(str(path))
-    db.execute("PRAGMA journal_mode=WAL")
-    db.execute("PRAGMA synchronous=NORMAL")
-    db.execute("SELECT key, signature, inner, outputs, reason, limit_s FROM kernels LIMIT 1").fetchall()
     return db

@@ -239,4 +239,3 @@ def _limit_memory(nbytes: int) -> None:
     with open("/proc/self/statm", encoding="ascii") as stream:
         mapped = int(stream.read().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (mapped + nbytes + (2 << 30), resource.RLIM_INFINITY))
-

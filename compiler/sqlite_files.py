@@ -9,11 +9,13 @@ from __future__ import annotations
 import re
 import sqlite3
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 LARGEST = 1 << 26  # bytes of one value or row
+WAIT_S = 60.0
 
 
 class ForeignSchemaError(sqlite3.DatabaseError):
@@ -38,6 +40,24 @@ def connect(path: Path | str, *, timeout: float, **options: Any) -> sqlite3.Conn
         db.close()
         raise
     return db
+
+
+def write_ahead(db: sqlite3.Connection) -> None:
+    """Turn on the write-ahead log of a file that several processes may open at once, the first of them before it is there."""
+    retry(lambda: db.execute("PRAGMA journal_mode=WAL").fetchone())
+
+
+def retry(action: Callable[[], object]) -> None:
+    """Run what needs a file alone for a moment and does not wait for that by itself. `sqlite3.OperationalError` after a minute."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            action()
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def check_schema(db: sqlite3.Connection, statements: Iterable[str]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from numba import njit
+from ..passes.kernels.jit import kernel
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def compose(rows, genes_at, genes, strides, base, sparse, table, out):
     """Costs of architectures from those of their segments.
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import pickle
 import signal
-import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from importlib import import_module
-from multiprocessing import connection, get_context, parent_process
+from multiprocessing import connection
 from multiprocessing.context import SpawnProcess
 from typing import Any, Protocol
 
+from ..compiler.children import ChildContext
 from ..compiler.errors import MissingExtraError, NeaptideError, SourceError
 from .engine import Context, Proposal
 
@@ -142,7 +142,7 @@ class Processes:
         self._all, self._free = [], []
 
     def _begun(self) -> tuple[connection.Connection, SpawnProcess]:
-        context = get_context("spawn")
+        context = ChildContext()
         ours, theirs = context.Pipe()
         process = context.Process(target=_serve, args=(theirs,), daemon=True)
         process.start()
@@ -213,21 +213,12 @@ class RayFarm:
 def _serve(pipe: connection.Connection) -> None:
     """A worker process: the payload first, then proposals until the pipe closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         evaluator, context = pickle.loads(pipe.recv_bytes())
         while True:
             pipe.send(_answer(evaluator, pipe.recv(), context))
     except (EOFError, BrokenPipeError):
         return
-
-
-def _end_with_parent() -> None:
-    """An orphan must not go on writing checkpoints beside the search that takes its place."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 _LOADED: dict[str, tuple[Any, Context]] = {}  # a Ray worker's evaluator and context, by the digest of what it was sent

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
 
 import numpy as np
 
+from ..compiler.children import ChildContext
+from ..compiler.errors import NeaptideError
 from ..passes.attribution import parameter_elements
 from .accountings import Accounting, Weights
 from .segment_costs import Solved, Work, largest_need, node_key, planning_key, solve, work
@@ -116,8 +118,11 @@ def price_all(pricing: Pricing, wanted: Sequence[Wanted], known: dict[bytes, Sol
     """`pricing.price` of each row with its slots, in order; in `workers` processes where there is enough to do."""
     if workers < 2 or len(wanted) < 2 * workers:
         return (pricing.price(row, slots, known) for row, slots in wanted)
-    with ProcessPoolExecutor(workers, get_context("spawn"), _start, (pricing,)) as pool:
-        return list(pool.map(_price, *zip(*wanted, strict=True), chunksize=max(1, len(wanted) // (8 * workers))))
+    with ProcessPoolExecutor(workers, ChildContext(), _start, (pricing,)) as pool:
+        try:
+            return list(pool.map(_price, *zip(*wanted, strict=True), chunksize=max(1, len(wanted) // (8 * workers))))
+        except BrokenProcessPool:
+            raise NeaptideError("a process that priced networks died (out of memory, or killed); try fewer workers") from None
 
 
 def covering(rows: np.ndarray, index: np.ndarray, missing: np.ndarray) -> list[Wanted]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..compiler.oracle_cache import default_cache_dir
-from ..compiler.sqlite_files import check_schema, connect
+from ..compiler.sqlite_files import WAIT_S, check_schema, connect, write_ahead
 from .segment_costs import Solved
 from .space import Space
 
@@ -70,9 +70,9 @@ class SegmentMemory:
             self._process = os.getpid()
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._connection = connect(self.path, timeout=30.0, check_same_thread=False)
+                self._connection = connect(self.path, timeout=WAIT_S, check_same_thread=False)
                 check_schema(self._connection, TABLES)
-                self._connection.execute("PRAGMA journal_mode=WAL")
+                write_ahead(self._connection)
                 self._connection.execute("PRAGMA synchronous=NORMAL")
                 for table in TABLES:
                     self._connection.execute(table)

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.errors import FormatError, NeaptideError, SourceError
-from ..compiler.sqlite_files import check_tables, connect
+from ..compiler.sqlite_files import WAIT_S, check_tables, connect, write_ahead
 from .engine import Objective, Outcome, Proposal
 from .optuna_session import import_optuna, quiet
 from .space import Architecture
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
 KEY, RESULT = "neaptide", "neaptide_result"  # attributes of the study: what search it is of, and how it ended
 CONSTRAINTS = "constraints"  # where Optuna and its dashboard look for a trial's feasibility
 MAY_DIFFER = ("budget", "versions")  # a study can be continued for longer, and with other versions as long as they ask the same
-WAIT_S = 60.0
 INFINITE = ("inf", "-inf")  # how they stand among the attributes of a trial: JSON has no such numbers
 # Attributes of a trial that are no metric of it.
 FACTS = ("index", "architecture", "parent", "origin", "settings", "violation", "seconds", "stale")
@@ -271,7 +270,7 @@ def _storage(url: str) -> Any:
         db = connect(file, timeout=WAIT_S, check_same_thread=False)
         try:
             check_tables(db, [*BaseModel.metadata.tables, "alembic_version"])
-            db.execute("PRAGMA journal_mode=WAL")
+            write_ahead(db)
             db.execute("PRAGMA synchronous=NORMAL")
         except BaseException:
             db.close()

@@ -13,7 +13,7 @@ import sqlite3
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -21,11 +21,10 @@ from types import MappingProxyType
 from typing import Any
 
 from ..compiler.errors import FormatError, NeaptideError
-from ..compiler.sqlite_files import ForeignSchemaError, check_schema, connect
+from ..compiler.sqlite_files import WAIT_S, ForeignSchemaError, check_schema, connect, retry, write_ahead
 from .rows import TABLES, UNITS, NetworkRow, OperatorRow, Row, Unit, checked_row
 
 FILE = "costs.sqlite"
-WAIT_S = 60.0
 
 # Step k takes a file from version k to k + 1; a released step never changes.
 MIGRATIONS = (
@@ -179,8 +178,8 @@ class CostDatabase:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             db = connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
             try:
-                _retry(lambda: self._version(db))
-                _retry(lambda: db.execute("PRAGMA journal_mode=WAL").fetchone())
+                retry(lambda: self._version(db))
+                write_ahead(db)
                 db.execute("PRAGMA synchronous=FULL")
                 self._migrate(db)
             except BaseException:
@@ -256,19 +255,6 @@ def _snapshot(db: sqlite3.Connection) -> Iterator[None]:
         yield
     finally:
         db.execute("ROLLBACK")
-
-
-def _retry(action: Callable[[], object]) -> None:
-    """Turning on WAL needs the file alone for a moment and does not wait for it by itself."""
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        try:
-            action()
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
 
 
 def _write(db: sqlite3.Connection, row: Row) -> int:

@@ -7,19 +7,17 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
-import subprocess
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from math import prod
-from pathlib import Path
 from typing import Any
 
+from ..compiler.children import ProgramError, program, run, safe_environment
 from ..compiler.errors import NeaptideError
+from ..compiler.scratch import scratch
 
 MODE = "TVM_CUDA_COMPILE_MODE"
 _KERNEL = re.compile(r'extern "C" __global__ void (?:__launch_bounds__\((\d+)(?:, *\d+)?\) )?(\w+)\([^)]*\) \{')
@@ -60,14 +58,16 @@ def kernel_facts(source: str, arch: str) -> Mapping[str, KernelFacts]:
     facts = source_facts(source)
     if nvcc_version() is None or not facts:
         return facts
-    with tempfile.TemporaryDirectory(prefix="neaptide-") as folder:
-        (Path(folder) / "kernels.cu").write_text(source)
-        command = ["nvcc", f"-arch={arch}", "-cubin", "-w", "-Xptxas", "-v", "-o", "kernels.cubin", "kernels.cu"]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    said = done.stdout + done.stderr
-    if done.returncode:
-        raise CudaError(f"nvcc failed on generated CUDA for {arch}:\n{said.strip()[-3000:]}")
-    return {**facts, **assembler_facts(said, facts)}
+    compiler = program("nvcc")
+    assert compiler is not None  # it has told its version
+    with scratch() as folder:
+        (folder / "kernels.cu").write_text(source)
+        command = [compiler, f"-arch={arch}", "-cubin", "-w", "-Xptxas", "-v", "-o", "kernels.cubin", "kernels.cu"]
+        try:
+            said = run(command, folder=folder, made=folder / "kernels.cubin")
+        except ProgramError as error:
+            raise CudaError(f"compiling generated CUDA for {arch} failed: {error}") from error
+    return {**facts, **assembler_facts("".join(said), facts)}
 
 
 def source_facts(source: str) -> dict[str, KernelFacts]:
@@ -101,11 +101,13 @@ def assembler_facts(said: str, facts: Mapping[str, KernelFacts]) -> dict[str, Ke
 @cache
 def nvcc_version() -> str | None:
     """Version of the nvcc on the path; None where there is none."""
-    if shutil.which("nvcc") is None:
+    compiler = program("nvcc")
+    if compiler is None:
         return None
-    done = subprocess.run(["nvcc", "--version"], capture_output=True, text=True)
-    found = re.search(r"V(\d[\d.]*)", done.stdout)
-    return found[1] if found and not done.returncode else None
+    found = re.search(r"V(\d[\d.]*)", run([compiler, "--version"]).output)
+    if found is None:
+        raise CudaError(f"{compiler} names no version when asked for --version; is it NVIDIA's compiler?")
+    return found[1]
 
 
 @contextmanager
@@ -117,14 +119,16 @@ def cuda_compiler() -> Iterator[str]:
     """
     chosen = os.environ.get(MODE)
     if chosen is not None:
-        yield chosen
+        with safe_environment():
+            yield chosen
         return
     mode = "nvrtc" if _has_nvrtc() else "nvcc" if nvcc_version() else None
     if mode is None:
         raise CudaError("running CUDA needs a compiler: pip install cuda-bindings, or NVIDIA's toolkit with nvcc on the path")
     os.environ[MODE] = mode
     try:
-        yield mode
+        with safe_environment():
+            yield mode
     finally:
         del os.environ[MODE]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -11,6 +10,7 @@ from concurrent.futures.process import BrokenProcessPool
 from statistics import median
 from typing import Any, TypeVar
 
+from ..compiler.children import ChildContext
 from ..compiler.errors import MissingExtraError, NeaptideError
 from .cost import Cost
 from .database import CostDatabase, NetworkRow, OperatorRow, Unit
@@ -105,7 +105,7 @@ def measure_all(
         if done:
             done(finished)
 
-    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+    with ProcessPoolExecutor(workers, mp_context=ChildContext()) as pool:
         futures = [pool.submit(_measured, measure, item) for item in items]
         for future in futures:
             future.add_done_callback(count)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from .jit import kernel
 
 INFINITE = 1 << 60
 BEFORE, OPEN, AFTER = 1, 0, 2
 SCANNED = 64  # as in `passes.bounds`
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def maximum_flow(n_vertices, n_edges, tail, head, room):
     """Value of a maximum flow from vertex 0 to vertex 1; edge e and e ^ 1 are each other's reverse. Dinic (1970)."""
     edges_at = np.zeros(n_vertices + 1, np.int64)
@@ -80,7 +81,7 @@ def maximum_flow(n_vertices, n_edges, tail, head, room):
                 turn[u] += 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def cut_bound(v, ran, count, blocks, side, vertex, stack):
     """Least need of block v over all orders that start with the `count` first blocks of `ran`; and how many blocks are open.
 
@@ -162,7 +163,7 @@ def cut_bound(v, ran, count, blocks, side, vertex, stack):
     return fixed + maximum_flow(n_vertices, e, tail, head, room), undecided
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def sweep(candidates, first, bound, upper, work, needs, blocks):
     """Raise `bound` by the cuts of `candidates[first:]`, descending in `needs`, until about `work` blocks were decided about.
 

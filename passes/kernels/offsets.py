@@ -14,19 +14,19 @@ Tables are int64. `blocks` (n, 7), `sections` (m, 2) and `counters` (6,) have th
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from .fit import fit as _fit
+from .jit import kernel
 
 FIRST, END, SIZE, LOW, PLACED, TWIN, OFFSET = range(7)
 REST, CROSSING = range(2)
 NODES, NODE_LIMIT, TRAIL, WORK, CAPACITY, NEXT_CAPACITY = range(6)
 INFEASIBLE, FOUND, UNDECIDED = 0, 1, -1
 
-fit = njit(cache=True, nogil=True)(_fit)
+fit = kernel(_fit)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _height(offset, size):
     height = 0
     for i in range(len(size)):
@@ -34,7 +34,7 @@ def _height(offset, size):
     return height
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def climb(order, lower, upper, size, best, goal, tries, seed, offset):
     """Improve the placement `order` in place until nothing ends above `goal`; returns the excess reached.
 
@@ -93,7 +93,7 @@ def climb(order, lower, upper, size, best, goal, tries, seed, offset):
     return excess
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _place(block, blocks, sections, overlap_at, overlaps, alive_at, alive, trail, counters):
     """Put `block` at its lowest offset and lift what overlaps it; False when some section cannot hold its rest any more."""
     capacity = counters[CAPACITY]
@@ -135,7 +135,7 @@ def _place(block, blocks, sections, overlap_at, overlaps, alive_at, alive, trail
     return True
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _lift_off(block, blocks, sections):
     blocks[block, PLACED] = 0
     first, end = blocks[block, FIRST], blocks[block, END]
@@ -145,7 +145,7 @@ def _lift_off(block, blocks, sections):
         sections[t, CROSSING] += 1
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def search(start, stop, w0, w1, after, rank, blocks, sections, overlap_at, overlaps, alive_at, alive, trail, work, counters):
     """Lay out the open blocks `work[w0:w1]`, which live in sections [start, stop), after the choice (offset `after`, `rank`).
 
@@ -216,7 +216,7 @@ def search(start, stop, w0, w1, after, rank, blocks, sections, overlap_at, overl
             return UNDECIDED
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def sweep(lower, upper, size, capacity, node_limit, mode, seed, width, failed, offset):
     """Place blocks, sorted by `lower`, from first to last against the floor, the ceiling or a block alive; FOUND or UNDECIDED.
 

@@ -8,9 +8,9 @@ its `Blocks` and `SearchState` are the arguments `blocks` and `state` here.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from .cut import cut_bound
+from .jit import kernel
 
 INFEASIBLE, FOUND, PAUSED, TABLE_FULL, MOVES_FULL = 0, 1, 2, 3, 4
 
@@ -38,7 +38,7 @@ LONGEST_WAIT = 1024
 CUT_CHUNK = 200_000
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def growth(v, blocks, left):
     """Bytes by which running block v now changes what is held."""
     change = blocks.alloc[v]
@@ -48,7 +48,7 @@ def growth(v, blocks, left):
     return change
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def run(v, blocks, state):
     """Run ready block v."""
     registers, ready, place = state.registers, state.ready, state.place
@@ -74,7 +74,7 @@ def run(v, blocks, state):
     state.key[1] ^= state.code[v, 1]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def undo(blocks, state):
     """Take back the block that ran last."""
     registers, ready, place = state.registers, state.ready, state.place
@@ -99,7 +99,7 @@ def undo(blocks, state):
     state.key[1] ^= state.code[v, 1]
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def remember(table, a, b, frozen):
     """False when key (a, b) is in the open-addressing table; else True, and it is put there unless `frozen`."""
     mask = np.uint64(table.shape[0] - 1)
@@ -119,7 +119,7 @@ def remember(table, a, b, frozen):
         i = (i + np.uint64(1)) & mask
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def rehash(old, new):
     """Move every key of table `old` into the empty, larger table `new`."""
     for i in range(old.shape[0]):
@@ -127,7 +127,7 @@ def rehash(old, new):
             remember(new, old[i, 0], old[i, 1], False)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def commit(budget, blocks, state):
     """Run every ready block, and every chain of blocks, that fits the budget and ends at or below the bytes now held."""
     registers, ready, left = state.registers, state.ready, state.left
@@ -174,7 +174,7 @@ def commit(budget, blocks, state):
                 undo(blocks, state)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def hopeless(budget, blocks, state):
     """Depth of the shallowest frame that one block's cut puts beyond the budget; -1 when no cut tried does.
 
@@ -212,7 +212,7 @@ def hopeless(budget, blocks, state):
     return np.int64(-1)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def list_moves(budget, blocks, state, move_block, move_rank):
     """Put the ready blocks that fit the budget on the move stack, least growth first; returns the new top."""
     registers = state.registers
@@ -236,7 +236,7 @@ def list_moves(budget, blocks, state, move_block, move_rank):
     return top
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def advance(budget, chunk, blocks, state, move_block, move_rank, table):
     """Search on for at most `chunk` new states; returns one of the status codes above.
 

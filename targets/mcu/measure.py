@@ -6,7 +6,6 @@ The arena that the cost reports is read back from the ELF; it equals the plan's 
 from __future__ import annotations
 
 import struct
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -18,6 +17,7 @@ import numpy as np
 
 from ...compiler.errors import PlanError, SourceError
 from ...compiler.graph import Graph
+from ...compiler.scratch import scratch
 from ..cost import Cost, OpCost
 from ..file_cache import default_folder
 from ..spec import Target, load_target
@@ -83,8 +83,8 @@ def measure_network(
     check_fit(graph, plan, spec, stack=stack, found=network.found)
     sources = firmware(graph, plan, network.kernels, spec, stack=stack)
     files = {f"in{i}.bin": array.tobytes() for i, array in enumerate(network.inputs)}
-    with tempfile.TemporaryDirectory(prefix="neaptide-") as scratch:
-        image = build(sources, spec, folder or Path(scratch), compiler=compiler)
+    with scratch() as room:
+        image = build(sources, spec, folder or room, compiler=compiler)
         if plan.arena and image.arena != plan.arena:
             raise PlanError(f"the arena of {network.name!r} has {image.arena:,} B in the ELF and {plan.arena:,} B in the plan")
         run = emulate(image, spec, files, marks=len(sources.steps) + 2, emulator=emulator)

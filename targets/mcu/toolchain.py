@@ -6,12 +6,8 @@ Both take the core's flags from the target, the same C, and the same linker scri
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
-import shutil
-import subprocess
-import sys
 import sysconfig
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,12 +17,15 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from ...compiler.children import ProgramError, program, run, zig
 from ...compiler.errors import BudgetError, MissingExtraError, NeaptideError
+from ...compiler.scratch import alone
 from ..file_cache import FileCache
 from ..spec import Target
 from .firmware import FIRMWARE, EmulationError, Firmware, too_large_for_board
 
 Compiler = Literal["zig", "gcc"]
+GCC = "arm-none-eabi-gcc"
 _OVERFLOW = re.compile(r"region [`']?(\w+)'?:? overflowed by (\d+) bytes")
 PROCESSORS = os.cpu_count() or 1
 FLAGS = ("-O3", "-std=gnu11", "-ffunction-sections", "-fdata-sections", "-fno-math-errno", "-ffp-contract=fast", "-w")
@@ -59,8 +58,8 @@ class Image:
 
 def compilers() -> tuple[Compiler, ...]:
     """The compilers that this machine has, the default first."""
-    found: list[Compiler] = ["zig"] if importlib.util.find_spec("ziglang") else []
-    if shutil.which("arm-none-eabi-gcc"):
+    found: list[Compiler] = ["zig"] if zig() else []
+    if program(GCC):
         found.append("gcc")
     return tuple(found)
 
@@ -70,8 +69,7 @@ def compiler_version(compiler: Compiler) -> str:
     """Name and version of a compiler that is present."""
     if compiler == "zig":
         return f"ziglang {version('ziglang')}"
-    said = subprocess.run(["arm-none-eabi-gcc", "-dumpfullversion"], capture_output=True, text=True, check=True)
-    return f"arm-none-eabi-gcc {said.stdout.strip()}"
+    return f"{GCC} {run([_path(compiler), '-dumpfullversion']).output.strip()}"
 
 
 def build(firmware: Firmware, target: Target, folder: Path, *, compiler: Compiler = "zig", cache: FileCache | None = None) -> Image:
@@ -86,10 +84,11 @@ def build(firmware: Firmware, target: Target, folder: Path, *, compiler: Compile
         raise BuildError(
             "arm-none-eabi-gcc is not installed (Debian: gcc-arm-none-eabi libnewlib-arm-none-eabi); compiler='zig' needs only pip"
         )
+    folder = folder.resolve()
     for name, content in firmware.files.items():
         path = folder / name
         path.write_bytes(content) if isinstance(content, bytes) else path.write_text(content)
-    weights = (folder / "weights.bin").resolve()
+    weights = folder / "weights.bin"
     (folder / "weights.S").write_text(
         '.section .weights, "a", %progbits\n.balign 16\n.global weights\n.type weights, %object\n'
         f'weights:\n.incbin "{weights}"\n.size weights, . - weights\n'
@@ -104,17 +103,25 @@ def build(firmware: Firmware, target: Target, folder: Path, *, compiler: Compile
         command += ["-nostdlib", "-lcompiler_rt", "-Wl,--entry=Reset_Handler"]
     else:
         command += ["-nostartfiles", "--specs=nosys.specs", "-Wl,--no-warn-rwx-segments", "-lm"]
-    _run(command, firmware, target)
+    _run(command, elf, firmware, target)
     return read_image(elf, compiler_version(compiler))
 
 
 def _compile(target: Target, compiler: Compiler) -> list[str]:
     """The compiler with all that decides its code."""
     if compiler == "zig":
-        command = [sys.executable, "-m", "ziglang", "cc", *target.compilers.zig, "-fno-stack-protector", "-fno-sanitize=all"]
+        command = [_path(compiler), "cc", *target.compilers.zig, "-fno-stack-protector", "-fno-sanitize=all"]
     else:
-        command = ["arm-none-eabi-gcc", *target.compilers.gcc]
+        command = [_path(compiler), *target.compilers.gcc]
     return [*command, *FLAGS, "-I", str(FIRMWARE)]
+
+
+def _path(compiler: Compiler) -> str:
+    """Where a compiler lies; `build` has made sure that it is there."""
+    found = zig() if compiler == "zig" else program(GCC)
+    if found is None:
+        raise BuildError(f"the compiler {compiler} is gone; install it again")
+    return found
 
 
 def _objects(
@@ -148,7 +155,7 @@ def _objects(
         source = folder / f"group_{group[:16]}.c"
         source.write_text("".join(f'#include "{name}.c"\n' for name in names))
         made = source.with_suffix(".o")
-        _run([*_compile(target, compiler), "-c", str(source), "-o", str(made)], firmware, target)
+        _run([*_compile(target, compiler), "-c", str(source), "-o", str(made)], made, firmware, target)
         cache.put(group, made.read_bytes())
         for text in texts:
             cache.put(f"{common}\0{text}", group.encode())
@@ -165,11 +172,14 @@ def _objects(
     return paths
 
 
-def _run(command: Sequence[str], firmware: Firmware, target: Target) -> None:
-    done = subprocess.run(command, capture_output=True, text=True)
-    if not done.returncode:
+def _run(command: Sequence[str], made: Path, firmware: Firmware, target: Target) -> None:
+    """Run a compiler that writes `made`."""
+    try:
+        run(command, folder=made.parent, made=made)
         return
-    said = done.stderr.strip()
+    except ProgramError as error:
+        failed = error
+    said = failed.said.strip()
     full = next((found for line in said.splitlines() if (found := _OVERFLOW.search(line))), None)
     if full:
         region, over = full[1], int(full[2])
@@ -180,7 +190,7 @@ def _run(command: Sequence[str], firmware: Firmware, target: Target) -> None:
             f"the firmware does not fit {target.name} (arena {firmware.plan.arena:,} B, SRAM {target.sram:,} B, "
             f"flash {target.flash:,} B): {region} overflowed by at least {over:,} B in linking"
         )
-    raise BuildError(f"{command[0]} failed on generated firmware for {target.name}:\n{said[-3000:]}")
+    raise BuildError(f"building generated firmware for {target.name} failed: {failed}") from failed
 
 
 def read_image(path: Path, compiler: str) -> Image:
@@ -201,12 +211,21 @@ def host_library(source: Path, folder: Path) -> Path:
     """`source` (C) compiled for this machine as a shared library in `folder`, once; safe when several processes do it at a time."""
     name = f"{source.stem}-{sysconfig.get_platform()}-{version('ziglang')}-{int(source.stat().st_mtime)}.so"
     library = folder / name
-    if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = folder / f"{name}.{os.getpid()}"
-        command = [sys.executable, "-m", "ziglang", "cc", "-O2", "-shared", "-fPIC", str(source), "-o", str(partial)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise BuildError(f"ziglang failed on {source.name} for this machine:\n{done.stderr[-2000:]}")
-        partial.replace(library)
+    if library.exists():
+        return library
+    with alone(folder / f"{name}.lock"):
+        if not library.exists():
+            _build_for_host(source, library)
     return library
+
+
+def _build_for_host(source: Path, library: Path) -> None:
+    compiler = zig()
+    if compiler is None:
+        raise MissingExtraError("ziglang", "mcu", "running firmware")
+    partial = library.with_name(f"{library.name}.{os.getpid()}")
+    try:
+        run([compiler, "cc", "-O2", "-shared", "-fPIC", str(source.resolve()), "-o", str(partial.resolve())], made=partial)
+        partial.replace(library)
+    except ProgramError as error:
+        raise BuildError(f"building {source.name} for this machine failed: {error}") from error

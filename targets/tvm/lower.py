@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import tempfile
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -23,6 +22,7 @@ from tvm.tirx import stmt
 from tvm_ffi import structural_hash
 
 from ...compiler.graph import ITEMSIZE
+from ...compiler.scratch import scratch
 from ..file_cache import FileCache
 from .machine import machine
 from .overwriting import overwritable
@@ -137,8 +137,8 @@ def _lower_one(symbol: str, func: tirx.PrimFunc, target_spec: dict[str, Any]) ->
 
 
 def _object(built: Any) -> bytes:
-    with tempfile.TemporaryDirectory(prefix="neaptide-") as folder:
-        path = Path(folder) / "operator.o"
+    with scratch() as folder:
+        path = folder / "operator.o"
         built.write_to_file(str(path))
         return path.read_bytes()
 
