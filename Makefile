@@ -17,7 +17,7 @@ comma       := ,
 $(foreach venv,$(VENV) $(ZOO) $(PEERS),$(shell test -x $(venv)/bin/python || rm -rf $(venv)/bin $(venv)/.ready))
 $(foreach venv,$(VENV) $(ZOO) $(PEERS),$(if $(filter-out $(CURDIR),$(shell cat $(venv)/.ready 2>/dev/null)),$(shell rm -f $(venv)/.ready)))
 
-.PHONY: help demo test lint zoo bench fuzz fuzz-files docs wheel clean distclean
+.PHONY: help demo test lint zoo bench fuzz fuzz-files fuzz-kill docs wheel clean distclean
 
 help:
 	@echo 'make demo       analyze a real network from end to end and write an HTML report'
@@ -27,6 +27,7 @@ help:
 	@echo 'make zoo        the environment with the model zoo that benchmarks use'
 	@echo 'make fuzz       100,000 random graphs against brute force'
 	@echo 'make fuzz-files 100,000 damaged files through the commands that read them'
+	@echo 'make fuzz-kill  commands killed at 50 random moments, and ten started for the first time at once'
 	@echo 'make docs       the reference pages, and a check of every link'
 	@echo 'make wheel      a wheel and an sdist, into dist/'
 	@echo 'make clean      remove what was built; make distclean removes the environments too'
@@ -53,6 +54,9 @@ fuzz: $(VENV)/.ready
 
 fuzz-files: $(VENV)/.ready
 	$(VENV)/bin/python -m benchmarks.fuzz_files
+
+fuzz-kill: $(VENV)/.ready
+	$(VENV)/bin/python -m benchmarks.kill
 
 docs: $(VENV)/.ready
 	$(VENV)/bin/python docs/build.py

@@ -30,8 +30,11 @@ def main() -> None:
     threading.Thread(target=answers.beat, daemon=True).start()
     import torch
 
+    from . import args, serialize  # noqa: F401
+
     torch.set_num_threads(threads)
     _limit_memory(memory_limit)
+    allocations(lambda: None)  # what is done once is on no kernel's account
     serve(sys.stdin, answers)
 
 

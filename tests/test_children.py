@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import signal
@@ -56,17 +57,12 @@ def hostile(tmp_path: Path) -> Path:
     return folder
 
 
-def ran_in(hostile: Path, words: Sequence[str], **env: str) -> subprocess.CompletedProcess[str]:
+def ran_in(hostile: Path, words: Sequence[str]) -> subprocess.CompletedProcess[str]:
     """The command line as its console script starts it, with the hostile folder as working directory and in PATH."""
     script = hostile.parent / "script.py"
     script.write_text(COMMAND)
-    places = {"NEAPTIDE_CACHE": "cache", "NEAPTIDE_COSTS": "costs.sqlite"}
-    env = {
-        **{k: v for k, v in os.environ.items() if k != "NUMBA_CACHE_DIR"},
-        **{name: str(hostile.parent / place) for name, place in places.items()},
-        "PYTHONPATH": "",
-        **env,
-    }
+    env = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    env |= {"NEAPTIDE_CACHE": str(hostile.parent / "cache"), "NEAPTIDE_COSTS": str(hostile.parent / "costs.sqlite"), "PYTHONPATH": ""}
     env["PATH"] = f".:{env['PATH']}:"
     return subprocess.run([sys.executable, str(script), *words], cwd=hostile, env=env, capture_output=True, text=True)
 
@@ -372,3 +368,45 @@ def test_a_search_killed_at_random_moments(tmp_path: Path) -> None:
     command = Command("search", tuple(words.split()), trials, lambda found: [found[k] for k in ("front", "trials")])
     found = killed(command, 2, tmp_path)
     assert found.good, found
+
+
+# ---- and nowhere else ----------------------------------------------------------------------------------------------------------
+
+STARTERS = {
+    "subprocess": {"run", "Popen", "call", "check_call", "check_output", "getoutput", "getstatusoutput"},
+    "os": {"system", "popen", "fork", "forkpty", "posix_spawn", "posix_spawnp", *(n for n in dir(os) if n.startswith(("exec", "spawn")))},
+    "shutil": {"which"},
+    "multiprocessing": {"get_context", "Process", "Pool", "Manager", "set_start_method"},
+    "tempfile": {"TemporaryDirectory", "mkdtemp", "NamedTemporaryFile", "TemporaryFile", "gettempdir", "mktemp"},
+    "numba": {"njit", "jit"},
+}
+OWNERS = {"compiler/children.py", "compiler/supervisor.py", "compiler/scratch.py", "passes/kernels/jit.py"}
+
+
+def test_processes_and_temporary_folders_have_one_owner() -> None:
+    root = Path(children.__file__).resolve().parents[1]
+    rooms = ("compiler", "passes", "targets", "search", "testing", "report")
+    files = [*root.glob("*.py"), *(path for room in rooms for path in (root / room).rglob("*.py"))]
+    found = {str(path.relative_to(root)): starters(path.read_text()) for path in files}
+    assert {name for name, uses in found.items() if uses} == OWNERS, "use compiler/children.py, compiler/scratch.py, passes/kernels/jit.py"
+    assert len(files) > 200
+
+
+def starters(source: str) -> set[str]:
+    """Functions of `STARTERS` that a module imports or reads, and pools that are not given how they start their processes."""
+    uses = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ImportFrom) and node.module in STARTERS:
+            uses |= {alias.name for alias in node.names} & STARTERS[node.module]
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.attr in STARTERS.get(node.value.id, ()):
+            uses.add(node.attr)
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "ProcessPoolExecutor":
+            uses |= set() if "ChildContext()" in ast.unparse(node) else {"ProcessPoolExecutor"}
+    return uses
+
+
+def test_starters_are_seen() -> None:
+    assert starters("import subprocess\nsubprocess.run([])") == {"run"}
+    assert starters("from tempfile import mkdtemp") == {"mkdtemp"}
+    assert starters("ProcessPoolExecutor(2)") == {"ProcessPoolExecutor"}
+    assert starters("import os\nos.environ\nrun([])\nProcessPoolExecutor(2, ChildContext())") == set()

@@ -171,10 +171,25 @@ def test_a_crash_is_blamed_only_on_the_first_kernel_of_a_fresh_process(monkeypat
 
 
 def test_a_kernel_that_takes_too_long_is_tried_again_only_with_more_time(tmp_path: Path) -> None:
-    graph = relu_graph(7)
-    hasty = with_workspace(graph, cache_dir=tmp_path, timeout=1e-6).meta["kernels"]
-    assert hasty["unmeasured"] == {"aten.relu.default": "took longer than 1e-06 s"}
-    assert with_workspace(graph, cache_dir=tmp_path, timeout=120.0).meta["kernels"]["measured"] == 1
+    """A sum of 2^50 numbers that are all the same one: days of work without memory."""
+    numbers = [[1 << 50], [0], "float32"]
+    endless = json.dumps({"op": "aten.sum.default", "args": [ref(0)], "kwargs": {}, "tensors": [numbers], "grad": False})
+    good = signature("aten.relu.default", ref(0), tensors=(((3,), "float32"),))
+    found = {text: (m, lasting) for text, m, lasting in measure_kernels([endless, good], threads=1, timeout=1.0)}
+    assert found[endless][0] == Measurement(reason="took longer than 1 s")
+    assert found[good] == (Measurement(12, (12,)), True), "the next one has a process of its own"
+
+
+def test_a_kernel_stopped_on_a_busy_machine_is_not_remembered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, late = relu_graph(7), Measurement(reason="took longer than 1 s")
+    key = oracle.KernelEnvironment.current().key(str(kernel_signature(graph, graph.nodes[0])))
+    for lasting, remembered in ((False, {}), (True, {key: late})):
+        monkeypatch.setattr(oracle, "measure_kernels", lambda texts, *_, lasting=lasting: ((text, late, lasting) for text in texts))
+        hasty = with_workspace(graph, cache_dir=tmp_path, timeout=1.0).meta["kernels"]
+        assert hasty["unmeasured"] == {"aten.relu.default": late.reason}
+        assert KernelCache(tmp_path).get([key], limit_s=1.0) == remembered
+    monkeypatch.undo()
+    assert with_workspace(graph, cache_dir=tmp_path, timeout=120.0).meta["kernels"]["measured"] == 1, "more time is another try"
 
 
 def test_an_interrupt_ends_the_worker(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
