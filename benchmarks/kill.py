@@ -85,7 +85,7 @@ def commands(folder: Path) -> list[Command]:
             "measure, a microcontroller",
             ("measure", "ds_cnn", "--target", "stm32f746", "--json"),
             costs,
-            lambda cost: [cost[k] for k in ("instructions", "arena", "flash", "max_error")],
+            lambda cost: [cost[k] for k in ("instructions", "arena", "flash")],
             fresh=True,
         ),
         Command(
@@ -241,6 +241,7 @@ def main() -> int:
             place = Path(scratch) / f"kill{i}"
             found = killed(command, (options.kills + i) // len(wanted), place, seed=i)
             slowest = f"{found.slowest:.1f} s"
+            print(found, file=sys.stderr, flush=True)
             rows.append((command.name, found.kills, found.left, slowest, found.lost, found.folders, found.unswept, found.same))
             what, got = f"{command.name}: SIGKILL at random moments", "so" if found.good else "not so"
             figures.append(Figure(what, "nothing left, nothing lost, same result", got, found.good))
