@@ -127,8 +127,8 @@ def started(command: Command, folder: Path, mark: str, *, compiled: bool = True)
     (folder / "tmp").mkdir(parents=True, exist_ok=True)
     env = {**os.environ, **{name: str(folder / place) for name, place in places.items()}, "TMPDIR": str(folder / "tmp"), MARK: mark}
     words = [word.format(folder=folder) for word in command.words]
-    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([sys.executable, "-c", COMMAND, *words], env={**env, "OMP_NUM_THREADS": "1"}, cwd=folder, **pipes)
+    env["OMP_NUM_THREADS"] = "1"
+    return subprocess.Popen([sys.executable, "-c", COMMAND, *words], env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 def completed(process: subprocess.Popen[bytes], command: Command) -> Any:
