@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..passes.kernels.jit import kernel
+from ..passes.kernels.compiled import kernel
 
 
 @kernel

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .jit import kernel
+from .compiled import kernel
 
 INFINITE = 1 << 60
 BEFORE, OPEN, AFTER = 1, 0, 2

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .compiled import kernel
 from .fit import fit as _fit
-from .jit import kernel
 
 FIRST, END, SIZE, LOW, PLACED, TWIN, OFFSET = range(7)
 REST, CROSSING = range(2)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from .compiled import kernel
 from .cut import cut_bound
-from .jit import kernel
 
 INFEASIBLE, FOUND, PAUSED, TABLE_FULL, MOVES_FULL = 0, 1, 2, 3, 4
 
