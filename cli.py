@@ -25,8 +25,8 @@ from .cli_targets import targets
 from .compiler.children import safe_environment
 from .compiler.errors import NeaptideError
 from .compiler.foreign_text import shown
-from .report.console import note
 from .compiler.scratch import sweep
+from .report.console import note
 
 app = typer.Typer(
     name="neaptide",
