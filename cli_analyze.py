@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import os
-from pathlib import Path
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from . import cli_options as opt
-from .compiler.errors import BudgetError, NeaptideError, WriteError
+from .compiler.errors import BudgetError, NeaptideError
 from .report.console import Stages, note, output
 
 if TYPE_CHECKING:
@@ -118,16 +117,12 @@ def analyzed(
         )
 
 
-def check_writable(paths: Any) -> None:
-    """Raise `WriteError` now for a path that could not be written later."""
+def check_writable(paths: Iterable[str]) -> None:
+    """Raise `WriteError` now for a path that could not be written later; "" is none."""
+    from .compiler.output_files import check_writable as check
+
     for path in filter(None, paths):
-        folder = Path(path).parent
-        if Path(path).is_dir():
-            raise WriteError(f"cannot write {path!r}: it is a folder")
-        if not folder.is_dir():
-            raise WriteError(f"cannot write {path!r}: there is no folder {str(folder)!r}")
-        if not os.access(folder, os.W_OK):
-            raise WriteError(f"cannot write {path!r}: no permission to write in {str(folder)!r}")
+        check(path)
 
 
 @contextlib.contextmanager

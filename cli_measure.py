@@ -83,7 +83,7 @@ def measure(
             threads=threads, trials=trials, database=costs, predict=predict, predictor=predictor or None, progress=stages,
         )  # fmt: skip
     if html:
-        from .compiler.serialize import write_text
+        from .compiler.output_files import write_text
         from .report.measurement_html import render_measurement
 
         write_text(html, render_measurement(cost, spec))

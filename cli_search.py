@@ -171,7 +171,7 @@ def search(
         stages("writing the chosen network")
         written = _written(result, Path(out))
         if html:
-            from .compiler.serialize import write_text
+            from .compiler.output_files import write_text
             from .report.search_html import render_search
 
             stages("drawing the front")

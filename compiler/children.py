@@ -17,7 +17,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from multiprocessing import parent_process, util
@@ -111,8 +111,15 @@ class Child:
         return self.process.wait()
 
 
-def run(words: Sequence[str], *, folder: Path | None = None, made: Path | None = None, limit_s: int = 0) -> Said:
-    """Run a program to its end. Arguments as of `Child`; its temporary files are ours to sweep.
+def run(
+    words: Sequence[str],
+    *,
+    folder: Path | None = None,
+    made: Path | None = None,
+    limit_s: int = 0,
+    variables: Mapping[str, str] | None = None,
+) -> Said:
+    """Run a program to its end. Arguments as of `Child`; its temporary files are ours to sweep. `variables`: of its environment, besides.
 
     Raises `ProgramError` when it cannot start or its exit status is not 0, and when it is 0 but the file `made` was not written or,
     without `made`, nothing was said: a program that did nothing is not one that succeeded.
@@ -120,7 +127,7 @@ def run(words: Sequence[str], *, folder: Path | None = None, made: Path | None =
     name = os.path.basename(words[0])
     before = None if made is None else _stamp(made)
     with scratch() as room:
-        env = environment(TMPDIR=str(room), TMP=str(room), TEMP=str(room))
+        env = environment(TMPDIR=str(room), TMP=str(room), TEMP=str(room), **(variables or {}))
         pipes: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
         with Child(words, limit_s=limit_s, folder=folder, env=env, **pipes, text=True, encoding="utf-8", errors="replace") as child:
             said, complaint = child.process.communicate()

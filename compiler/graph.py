@@ -284,7 +284,7 @@ class Graph:
 
     def save_json(self, path: str) -> None:
         """Write `to_json` to `path`, atomically."""
-        from .serialize import write_text
+        from .output_files import write_text
 
         write_text(path, self.to_json())
 

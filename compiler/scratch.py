@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from .cache_folder import cache_folder
 from .errors import NeaptideError
 from .patience import Patience, processor_seconds
 
@@ -64,6 +65,18 @@ def alone(path: Path) -> Iterator[None]:
     finally:
         if handle is not None:
             os.close(handle)
+
+
+@contextlib.contextmanager
+def once(name: str) -> Iterator[None]:
+    """`alone`, with a lock called `name` in the user's cache folder; who has no home folder waits for nobody."""
+    try:
+        lock = cache_folder() / name
+    except OSError:
+        yield
+        return
+    with alone(lock):
+        yield
 
 
 def _wait_for(handle: int) -> None:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import FormatError, GraphError, WriteError
+from .errors import FormatError, GraphError
 from .graph import Atom, Graph, GraphBuilder, Node, Ref, Storage, Tensor
 
 FORMAT = "neaptide.graph"
@@ -37,30 +36,6 @@ def dumps(graph: Graph, *, indent: int | None = None) -> str:
     if graph.released:
         document["released"] = list(graph.released)
     return json.dumps(document, indent=indent, allow_nan=False)
-
-
-def write_text(path: str | os.PathLike[str], text: str) -> None:
-    """Write `text` to `path` as UTF-8, as `write_bytes` does."""
-    write_bytes(path, text.encode("utf-8"))
-
-
-def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
-    """Write `data` to `path` so that a reader sees the old file or the whole new one, never a part."""
-    target = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    except OSError as error:
-        raise WriteError(f"cannot write {str(path)!r}: {error.strerror or error}; give a path in a folder that exists") from None
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(data)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException as error:
-        os.unlink(temporary)
-        if isinstance(error, OSError):
-            raise WriteError(f"cannot write {str(path)!r}: {error.strerror or error}") from None
-        raise
 
 
 def load(path: str | os.PathLike[str]) -> Graph:

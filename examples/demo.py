@@ -15,8 +15,8 @@ import numpy as np
 import torch
 
 import neaptide
+from neaptide.compiler.output_files import write_text
 from neaptide.compiler.reference_models import reference_model
-from neaptide.compiler.serialize import write_text
 from neaptide.report.console import Stages, output
 from neaptide.report.measurement import measurement_view
 from neaptide.report.measurement_html import render_measurement

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..compiler.errors import FormatError
 from ..compiler.foreign_text import cell_text, csv_cell
-from ..compiler.serialize import write_text
+from ..compiler.output_files import write_text
 
 COLUMNS = ("id", "lower", "upper", "size")
 LARGEST = 1 << 61

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..compiler.serialize import write_bytes, write_text
+from ..compiler.output_files import write_bytes, write_text
 
 if TYPE_CHECKING:
     from ..compiler.graph import Graph

@@ -371,12 +371,21 @@ class Oracle:
         for r in at[tables.table[at, ARENA] < 0].tolist():
             key = self._keys[tables.table[r, SOLVED]]
             if (key, ends) not in self._arenas:
-                solved = self._solved[key] if key in self._solved or self._memory is None else self._memory.solved(key)
+                solved = self._solved_as(key, tables, rows)
                 self._arenas[key, ends] = composable_arena(solved) if ends else plain_arena(solved)
                 new.append((key, ends, self._arenas[key, ends]))
             tables.table[r, [ARENA, ARENA_BOUND]] = self._arenas[key, ends]
         if self._memory is not None and new:
             self._memory.put_arenas(new)
+
+    def _solved_as(self, key: bytes, tables: SlotTables, rows: np.ndarray) -> Solved:
+        """The segment of `rows` with planning key `key`: solved by this process, kept by another, or solved again where that is lost."""
+        if key not in self._solved and self._memory is not None and (kept := self._memory.solved(key)) is not None:
+            return kept
+        if key not in self._solved:
+            tables.table[tables.table[:, SOLVED] == self._key_ids[key], SOLVED] = -1
+            self._fill(tables, self._whole_pricing if tables is self._whole else self._pricing, rows)
+        return self._solved[key]
 
     # ---- memory -----------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..compiler.errors import BudgetError, MissingExtraError
 from ..compiler.foreign_text import csv_cell
-from ..compiler.serialize import write_bytes, write_text
+from ..compiler.output_files import write_bytes, write_text
 from .engine import Context
 from .evaluate import weights_path
 from .metrics import METRICS, format_amount

@@ -8,9 +8,6 @@ kept, since the sources of others are not known.
 from __future__ import annotations
 
 import json
-import os
-import sqlite3
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from hashlib import blake2b
@@ -22,8 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..compiler.oracle_cache import default_cache_dir
-from ..compiler.sqlite_files import WAIT_S, check_schema, connect, write_ahead
+from ..compiler.cache_database import CacheDatabase
 from .segment_costs import Solved
 from .space import Space
 
@@ -50,35 +46,11 @@ TABLES = (
 
 
 class SegmentMemory:
-    """What is known on disk of the space with digest `space`. Without a usable file nothing is kept, with a warning."""
+    """What is known on disk of the space with digest `space`, in `folder` (None: the user's cache folder)."""
 
-    def __init__(self, path: Path, space: str):
-        self.path, self.space = path, space
-        self._process = 0
-        self._connection: sqlite3.Connection | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "space": self.space}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__init__(state["path"], state["space"])
-
-    @property
-    def _db(self) -> sqlite3.Connection | None:
-        """This process's own connection, opened when it is first needed; one made before a fork belongs to the parent."""
-        if self._process != os.getpid():
-            self._process = os.getpid()
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._connection = connect(self.path, timeout=WAIT_S, check_same_thread=False)
-                check_schema(self._connection, TABLES)
-                write_ahead(self._connection)
-                self._connection.execute("PRAGMA synchronous=NORMAL")
-                for table in TABLES:
-                    self._connection.execute(table)
-            except (OSError, sqlite3.Error) as error:
-                self._give_up(error)
-        return self._connection
+    def __init__(self, folder: Any, space: str):
+        self.space = space
+        self._file = CacheDatabase(folder, FILE, TABLES)
 
     @classmethod
     def of(cls, space: Space, settings: Sequence[Any], folder: Any = None) -> SegmentMemory | None:
@@ -89,44 +61,56 @@ class SegmentMemory:
             return None
         text = json.dumps([planner_version(), space.describe(), *settings], sort_keys=True)
         digest = blake2b(text.encode(), digest_size=12).hexdigest()
-        return cls((default_cache_dir() if folder is None else Path(folder)) / FILE, digest)
+        return cls(folder, digest)
 
     def rows(self) -> Iterator[tuple[int, int, list[bytes], list[bytes], np.ndarray]]:
         """Of each slot of each table all that is known: table, slot, genes, planning keys, and peak, bound, parameters, multiply-adds and
         weight bytes, int64 (n, 5).
         """
         query = "SELECT kind, slot, genes, key, peak, bound, params, macs, weights FROM segments WHERE space = ? ORDER BY kind, slot"
-        found = self._read(query, (self.space,))
-        for (kind, slot), rows in groupby(found, key=itemgetter(0, 1)):
-            columns = list(zip(*rows, strict=True))
-            yield kind, slot, list(columns[2]), list(columns[3]), np.array(columns[4:], np.int64).T
+        found = self._file.read(query, (self.space,))
+        try:
+            for (kind, slot), rows in groupby(found, key=itemgetter(0, 1)):
+                columns = list(zip(*rows, strict=True))
+                yield kind, slot, list(columns[2]), list(columns[3]), np.array(columns[4:], np.int64).T
+        except (TypeError, ValueError, OverflowError) as error:
+            self._file.begin_anew(error)
 
-    def solved(self, key: bytes) -> Solved:
-        """The memory of the segment with planning key `key`, which `put` has kept."""
-        db = self._db
-        assert db is not None
+    def solved(self, key: bytes) -> Solved | None:
+        """The memory of the segment with planning key `key`, which `put` has kept; None where it is lost."""
         query = "SELECT peak, bound, enters, leaves, blocks FROM solved WHERE version = ? AND key = ?"
-        peak, bound, enters, leaves, blocks = db.execute(query, (planner_version(), key)).fetchone()
-        return Solved(peak, bound, np.frombuffer(blocks, "<i8").reshape(-1, 3).astype(np.int64), (enters, leaves))
+        found = self._file.read(query, (planner_version(), key))
+        if not found:
+            return None
+        peak, bound, enters, leaves, blocks = found[0]
+        try:
+            return Solved(int(peak), int(bound), np.frombuffer(blocks, "<i8").reshape(-1, 3).astype(np.int64), (int(enters), int(leaves)))
+        except (TypeError, ValueError) as error:
+            self._file.begin_anew(error)
+            return None
 
     def arenas(self) -> dict[tuple[bytes, bool], tuple[int, int]]:
         """Arenas and what bounds them, by planning key and whether they are flush with what enters and leaves."""
-        found = self._read("SELECT key, ends, arena, bound FROM arenas WHERE version = ?", (planner_version(),))
+        found = self._file.read("SELECT key, ends, arena, bound FROM arenas WHERE version = ?", (planner_version(),))
         return {(key, bool(ends)): (arena, bound) for key, ends, arena, bound in found}
 
     def put_arenas(self, arenas: Sequence[tuple[bytes, bool, tuple[int, int]]]) -> None:
         """Keep what `arenas` will give."""
         rows = [(planner_version(), key, ends, *found) for key, ends, found in arenas]
-        self._write([("INSERT OR REPLACE INTO arenas VALUES (?, ?, ?, ?, ?)", rows)])
+        self._file.write([("INSERT OR REPLACE INTO arenas VALUES (?, ?, ?, ?, ?)", rows)])
 
     def operators(self, key: bytes) -> dict[str, int] | None:
         """How often each fused operator occurs in the program with key `key`, where that is known."""
-        found = self._read("SELECT operators FROM fused WHERE version = ? AND key = ?", (_fuser(), key))
-        return json.loads(found[0][0]) if found else None
+        found = self._file.read("SELECT operators FROM fused WHERE version = ? AND key = ?", (_fuser(), key))
+        try:
+            return json.loads(found[0][0]) if found else None
+        except (TypeError, ValueError) as error:
+            self._file.begin_anew(error)
+            return None
 
     def put_operators(self, key: bytes, operators: Mapping[str, int]) -> None:
         """Keep what `operators` will give."""
-        self._write([("INSERT OR REPLACE INTO fused VALUES (?, ?, ?)", [(_fuser(), key, json.dumps(dict(operators)))])])
+        self._file.write([("INSERT OR REPLACE INTO fused VALUES (?, ?, ?)", [(_fuser(), key, json.dumps(dict(operators)))])])
 
     def put(self, kind: int, segments: Sequence[tuple[int, bytes, Priced]]) -> None:
         """Keep `segments` of table `kind`, each with its slot and genes, in one transaction."""
@@ -137,41 +121,12 @@ class SegmentMemory:
             ends = one.solved.ends
             blocks = one.solved.blocks.astype("<i8").tobytes()
             solved[one.key] = (planner_version(), one.key, one.solved.peak, one.solved.bound, *ends, blocks)
-        self._write(
+        self._file.write(
             [
                 ("INSERT OR IGNORE INTO solved VALUES (?, ?, ?, ?, ?, ?, ?)", list(solved.values())),
                 ("INSERT OR REPLACE INTO segments VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", rows),
             ]
         )
-
-    def _read(self, query: str, values: Sequence[Any]) -> list[Any]:
-        db = self._db
-        if db is None:
-            return []
-        try:
-            return db.execute(query, values).fetchall()
-        except sqlite3.Error as error:
-            self._give_up(error)
-            return []
-
-    def _write(self, statements: Sequence[tuple[str, Sequence[tuple[Any, ...]]]]) -> None:
-        db = self._db
-        if db is None:
-            return
-        try:
-            with db:
-                for statement, rows in statements:
-                    db.executemany(statement, rows)
-        except sqlite3.Error as error:
-            self._give_up(error)
-
-    def _give_up(self, error: Exception) -> None:
-        warnings.warn(
-            f"solved segments are not kept: {str(self.path)!r} cannot be used ({error}); remove that file, or set NEAPTIDE_CACHE to a "
-            "folder that can be written",
-            stacklevel=4,
-        )
-        self._connection = None
 
 
 @lru_cache(maxsize=1)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.errors import FormatError, MissingExtraError, SourceError
+from ..compiler.output_files import write_bytes
 
 if TYPE_CHECKING:
     import torch
@@ -23,16 +22,7 @@ def save_weights(path: str | Path, tensors: Mapping[str, torch.Tensor], facts: M
     whole = safetensors.torch.save(
         {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata={"facts": json.dumps(dict(facts or {}))}
     )
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with partial.open("wb") as file:
-            file.write(whole)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            partial.unlink()
+    write_bytes(path, whole)
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

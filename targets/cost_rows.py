@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..compiler.errors import FormatError
+from ..compiler.output_files import writing
 from .database import CostDatabase
 from .rows import TABLES, Row, checked_row
 from .schedule_traces import check_schedule
@@ -20,10 +21,10 @@ BATCH = 1000
 def export_rows(rows: Iterable[Row], path: str | Path) -> int:
     """Write `rows` to `path`, a header line first; returns how many."""
     written = 0
-    with open(path, "w", encoding="utf-8") as out:
-        out.write(json.dumps({"format": FORMAT, "version": VERSION}) + "\n")
+    with writing(path) as out:
+        out.write(json.dumps({"format": FORMAT, "version": VERSION}).encode() + b"\n")
         for row in rows:
-            out.write(json.dumps(row_document(row)) + "\n")
+            out.write(json.dumps(row_document(row)).encode() + b"\n")
             written += 1
     return written
 

@@ -5,33 +5,26 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 from pathlib import Path
+
+from ..compiler.cache_folder import cache_folder, not_remembered
 
 DIGEST = hashlib.sha256().digest_size
 
 
-def default_folder() -> Path:
-    """`$NEAPTIDE_CACHE`, else the user's cache folder."""
-    override = os.environ.get("NEAPTIDE_CACHE")
-    if override:
-        return Path(override)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("neaptide", appauthor=False))
-
-
 class FileCache:
-    """Bytes by key, in `folder` (None: `operators` in the default one). A damaged file counts as absent, and a folder that cannot be
-    written to keeps nothing: neither changes a result.
+    """Bytes by key, in `folder` (None: `operators` in the user's cache folder). A damaged file counts as absent, and a folder that cannot
+    be written to keeps nothing, with a warning: neither changes a result.
     """
 
     def __init__(self, folder: Path | None = None):
-        self.folder = default_folder() / "operators" if folder is None else folder
+        self._given = folder
 
     def get(self, key: str) -> bytes | None:
         """What `put` kept under `key`, or None."""
         try:
-            content = self._path(key).read_bytes()
+            content = self._path(self.folder, key).read_bytes()
         except OSError:
             return None
         digest, value = content[:DIGEST], content[DIGEST:]
@@ -39,16 +32,38 @@ class FileCache:
 
     def put(self, key: str, value: bytes) -> None:
         """Keep `value`; readers see all of it or nothing."""
-        path = self._path(key)
-        partial = path.with_name(f"{path.name}.{os.getpid()}")
         try:
+            folder = self.folder
+        except OSError as error:
+            not_remembered("the user's cache folder", error)
+            return
+        try:
+            path = self._path(folder, key)
             path.parent.mkdir(parents=True, exist_ok=True)
-            partial.write_bytes(hashlib.sha256(value).digest() + value)
-            partial.replace(path)
-        except OSError:
-            with contextlib.suppress(OSError):
-                partial.unlink()
+            replace_file(path, hashlib.sha256(value).digest() + value)
+        except OSError as error:
+            not_remembered(folder if self._given else folder.parent, error)
 
-    def _path(self, key: str) -> Path:
+    @property
+    def folder(self) -> Path:
+        """Where the files are. Raises `OSError` for a user who has no home folder."""
+        return cache_folder() / "operators" if self._given is None else self._given
+
+    def _path(self, folder: Path, key: str) -> Path:
         name = hashlib.sha256(key.encode()).hexdigest()
-        return self.folder / name[:2] / name[2:]
+        return folder / name[:2] / name[2:]
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path` so that readers see all of it or what was there. Unlike an output file it need not outlive a power cut.
+
+    Raises `OSError`, leaving nothing behind.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}")
+    try:
+        partial.write_bytes(content)
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise

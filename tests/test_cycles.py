@@ -51,7 +51,7 @@ def test_every_class_of_instruction(tmp_path):
     with (tmp_path / "all.o").open("rb") as file:
         (code,) = [section.data() for section in ELFFile(file).iter_sections() if section.name == ".text"]
         at = {name: address & ~1 for name, (address, _) in read_image(tmp_path / "all.o", "").symbols.items()}
-    library = ctypes.CDLL(str(host_library(FIRMWARE / "count_blocks.c", tmp_path)))
+    library = host_library(FIRMWARE / "count_blocks.c")
     library.count_block.argtypes = (ctypes.c_void_p, ctypes.c_uint64, ctypes.c_uint32, ctypes.c_void_p)
     blocks = (ctypes.c_uint32 * (2 * len(code)))()
     counter = _Counter(code=code, size=len(code), mark_address=1 << 40, blocks=ctypes.addressof(blocks))

@@ -19,7 +19,6 @@ from ...compiler.errors import PlanError, SourceError
 from ...compiler.graph import Graph
 from ...compiler.scratch import scratch
 from ..cost import Cost, OpCost
-from ..file_cache import default_folder
 from ..spec import Target, load_target
 from .firmware import REPORT, STACK, EmulationError, firmware
 from .network import Network, prepare, relative_error, with_llvm
@@ -121,7 +120,7 @@ def emulate(image: Image, target: Target, files: Mapping[str, bytes], *, marks: 
         emulator = "unicorn" if target.emulator and target.emulator.unicorn else "qemu"
     if emulator == "qemu":
         return run_qemu(image, target, files)
-    return run_unicorn(image, target, files, marks=marks, cache=default_folder())
+    return run_unicorn(image, target, files, marks=marks)
 
 
 def operator_counts(at_mark: Sequence[int], operators: int) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ Both take the core's flags from the target, the same C, and the same linker scri
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import os
 import re
@@ -17,9 +18,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
+from ...compiler.cache_folder import warn_once
 from ...compiler.children import ProgramError, program, run, zig
 from ...compiler.errors import BudgetError, MissingExtraError, NeaptideError
-from ...compiler.scratch import alone
+from ...compiler.scratch import once, scratch
 from ..file_cache import FileCache
 from ..spec import Target
 from .firmware import FIRMWARE, EmulationError, Firmware, too_large_for_board
@@ -175,7 +177,7 @@ def _objects(
 def _run(command: Sequence[str], made: Path, firmware: Firmware, target: Target) -> None:
     """Run a compiler that writes `made`."""
     try:
-        run(command, folder=made.parent, made=made)
+        _compiled(command, made)
         return
     except ProgramError as error:
         failed = error
@@ -207,25 +209,51 @@ def read_image(path: Path, compiler: str) -> Image:
     return Image(path, sections, symbols, compiler)
 
 
-def host_library(source: Path, folder: Path) -> Path:
-    """`source` (C) compiled for this machine as a shared library in `folder`, once; safe when several processes do it at a time."""
-    name = f"{source.stem}-{sysconfig.get_platform()}-{version('ziglang')}-{int(source.stat().st_mtime)}.so"
-    library = folder / name
-    if library.exists():
-        return library
-    with alone(folder / f"{name}.lock"):
-        if not library.exists():
-            _build_for_host(source, library)
-    return library
+def host_library(source: Path, cache: FileCache | None = None) -> ctypes.CDLL:
+    """`source` (C) compiled for this machine and loaded; compiled before, it comes from `cache` (None: the user's)."""
+    known = FileCache() if cache is None else cache
+    key = f"{sysconfig.get_platform()} {version('ziglang')} {source.name}\0{source.read_text()}"
+    content = known.get(key)
+    with scratch() as folder:  # once loaded, a library needs no file
+        library = folder / f"{source.stem}.so"
+        if content is None:
+            with once(f"{source.stem}.lock"):
+                content = known.get(key)
+                if content is None:
+                    _build_for_host(source, library)
+                    content = library.read_bytes()
+                    known.put(key, content)
+        library.write_bytes(content)
+        return ctypes.CDLL(str(library))
 
 
 def _build_for_host(source: Path, library: Path) -> None:
     compiler = zig()
     if compiler is None:
         raise MissingExtraError("ziglang", "mcu", "running firmware")
-    partial = library.with_name(f"{library.name}.{os.getpid()}")
     try:
-        run([compiler, "cc", "-O2", "-shared", "-fPIC", str(source.resolve()), "-o", str(partial.resolve())], made=partial)
-        partial.replace(library)
+        _compiled([compiler, "cc", "-O2", "-shared", "-fPIC", str(source.resolve()), "-o", str(library)], library)
     except ProgramError as error:
         raise BuildError(f"building {source.name} for this machine failed: {error}") from error
+
+
+def _compiled(command: Sequence[str], made: Path) -> None:
+    """Run a compiler that writes `made`. Where zig fails it is asked again with an empty cache: the one that it shares may be full,
+    damaged or nowhere.
+    """
+    try:
+        run(command, folder=made.parent, made=made)
+        return
+    except ProgramError as error:
+        if command[0] != zig() or _OVERFLOW.search(error.said):
+            raise
+        failed = error
+    with scratch() as fresh:
+        try:
+            run(command, folder=made.parent, made=made, variables={"ZIG_GLOBAL_CACHE_DIR": str(fresh), "ZIG_LOCAL_CACHE_DIR": str(fresh)})
+        except ProgramError:
+            raise failed from None
+    reason = " ".join(failed.said.split())[:200]
+    warn_once(
+        "zig's cache", f"zig works without its cache only ({reason}): remove that, or set ZIG_GLOBAL_CACHE_DIR to a folder to write in"
+    )

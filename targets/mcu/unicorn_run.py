@@ -51,10 +51,10 @@ class _Counter(ctypes.Structure):
     )
 
 
-def run_unicorn(image: Image, target: Target, files: Mapping[str, bytes], *, marks: int, cache: Path) -> Run:
+def run_unicorn(image: Image, target: Target, files: Mapping[str, bytes], *, marks: int) -> Run:
     """Run `image` to its end. `files`: what the firmware may read; `marks`: how many calls of mark() it makes.
 
-    `cache`: a folder for the compiled hook. Raises `EmulationError` when the program faults, and for cores Unicorn lacks.
+    Raises `EmulationError` when the program faults, and for cores Unicorn lacks.
     """
     try:
         import unicorn
@@ -79,7 +79,7 @@ def run_unicorn(image: Image, target: Target, files: Mapping[str, bytes], *, mar
     counter.at_mark, counter.cycles_at_mark, counter.blocks = at_mark[0].ctypes.data, at_mark[1].ctypes.data, blocks.ctypes.data
     table = target.cycles
     counter.costs[:] = (table or CycleTable("")).classes()
-    library = ctypes.CDLL(str(host_library(FIRMWARE / "count_blocks.c", cache)))
+    library = host_library(FIRMWARE / "count_blocks.c")
     hook = ctypes.c_size_t()
     callback = ctypes.cast(library.count_block, ctypes.c_void_p)
     everywhere = ctypes.c_uint64(1), ctypes.c_uint64(0)

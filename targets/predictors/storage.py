@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 
 from ...compiler.errors import FormatError
 from ...compiler.npz_files import Array, NpzFile, open_npz
+from ...compiler.output_files import write_bytes
 from ..database import UNITS
 from .boosting import Trees
 from .columns import Encoding
@@ -42,8 +44,9 @@ def save_predictor(predictor: Predictor | OperatorPredictor, path: str | Path) -
             "models": {kind: _pack(model, f"{i}/", arrays) for i, (kind, model) in enumerate(predictor.models.items())},
         }
     written = json.dumps({"format": FORMAT, "version": VERSION, **header}).encode()
-    with open(path, "wb") as out:
-        np.savez_compressed(out, allow_pickle=False, header=np.frombuffer(written, np.uint8), **arrays)
+    packed = io.BytesIO()
+    np.savez_compressed(packed, allow_pickle=False, header=np.frombuffer(written, np.uint8), **arrays)
+    write_bytes(path, packed.getvalue())
 
 
 def load_predictor(path: str | Path) -> Predictor | OperatorPredictor:
