@@ -6,9 +6,7 @@ interrupted. Results go to standard output, everything else to standard error. A
 
 from __future__ import annotations
 
-import io
 import logging
-import os
 import sys
 import warnings
 from collections.abc import Sequence
@@ -18,13 +16,14 @@ import typer
 
 from .cli_analyze import analyze
 from .cli_cost import app as cost
+from .cli_errors import notes, refusal
 from .cli_measure import measure
 from .cli_plan import allocate, schedule
 from .cli_search import search
+from .cli_streams import standard_streams
 from .cli_targets import targets
 from .compiler.children import safe_environment
 from .compiler.errors import NeaptideError
-from .compiler.foreign_text import shown
 from .compiler.scratch import sweep
 from .report.console import note
 
@@ -84,44 +83,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     logging.getLogger("torch._subclasses.fake_tensor").setLevel(logging.NOTSET if debug else logging.CRITICAL)  # it logs what we report
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that cannot show a bar still shows the numbers
-    if not debug:
-        warnings.simplefilter("ignore", FutureWarning)
-    told, warnings.formatwarning = warnings.formatwarning, _warning
+    with standard_streams(), notes():
+        if not debug:
+            warnings.simplefilter("ignore", FutureWarning)
+        return _run([w for w in words if w != "--debug"], debug)
+
+
+def _run(words: list[str], debug: bool) -> int:
     try:
         sweep()
         with safe_environment():
-            code = int(app([w for w in words if w != "--debug"], prog_name="neaptide", standalone_mode=False) or 0)
+            code = int(app(words, prog_name="neaptide", standalone_mode=False) or 0)
         sys.stdout.flush()
         return _fail("interrupted", INTERRUPTED, debug) if code == INTERRUPTED else code
     except NeaptideError as error:
         return _fail(str(error), error.exit_code, debug)
     except (KeyboardInterrupt, typer.Abort):
         return _fail("interrupted", INTERRUPTED, debug)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # whoever read has what they wanted
         return 1
     except RecursionError:
         return _fail(
             "the model nests deeper than Python's recursion limit; flatten it, or raise sys.setrecursionlimit in its factory", 1, debug
         )
-    except MemoryError:
-        return _fail("out of memory; give a smaller --input, or a factory that builds on the meta device", 1, debug)
     except Exception as error:  # the last resort of a command line: whatever it is, one paragraph and a non-zero code
         usage = getattr(error, "format_message", None)  # Typer's own complaints about words it was given
         if usage is not None:
             return _fail(usage(), 2, debug) if usage() else 2
+        if (refused := refusal(error)) is not None:
+            return _fail(refused, 1, debug)
         what = " ".join(str(error).split())
         return _fail(f"this is a bug in Neaptide, please report it: {type(error).__name__}: {what} (--debug shows where)", 1, debug)
-    finally:
-        warnings.formatwarning = told
-
-
-def _warning(message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None) -> str:
-    """A warning as one line: what it says, which names files and rows of others; where it was raised helps nobody."""
-    return f"neaptide: {shown(' '.join(str(message).split()))}\n"
 
 
 def _fail(message: str, code: int, debug: bool) -> int:

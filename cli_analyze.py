@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
 from . import cli_options as opt
+from .cli_outputs import Outputs
 from .compiler.errors import BudgetError, NeaptideError
-from .report.console import Stages, note, output
+from .report.console import Stages, output
 
 if TYPE_CHECKING:
     from .report.result import Analysis
@@ -42,16 +42,14 @@ def analyze(
 
     limits = [(text, *_budget(text, parse_bytes)) for text in budget]
     files = {"save_html": html, "save_chrome_trace": trace, "save_memory_snapshot": snapshot, "save_dot": dot}
-    check_writable(files.values())
+    outputs = Outputs(*files.values())
     with on_threads(threads):
         result = analyzed(
             source, input, dtype, mode, optimizer, order=order, inputs=inputs, threads=threads, alignment=alignment, kernels=kernels,
             time_limit=time_limit, allow_real_run=allow_real_run,
         )  # fmt: skip
     for method, path in files.items():
-        if path:
-            getattr(result, method)(path)
-            note(f"wrote {path}")
+        outputs.write(path, getattr(result, method))
     over = [(text, kind, limit) for text, kind, limit in limits if _need(result, kind) > limit]
     if json:
         import json as codec
@@ -69,6 +67,7 @@ def analyze(
         for text, kind, limit in limits:
             if (text, kind, limit) not in over:
                 console.print(Text.assemble("  ", ("✓ fits", "green"), f" {kind} {_need(result, kind):,} B of {limit:,} B"))
+    outputs.raise_failed()
     if over:
         from .report.budget import explain
 
@@ -115,14 +114,6 @@ def analyzed(
             progress=stages,
             **options,
         )
-
-
-def check_writable(paths: Iterable[str]) -> None:
-    """Raise `WriteError` now for a path that could not be written later; "" is none."""
-    from .compiler.output_files import check_writable as check
-
-    for path in filter(None, paths):
-        check(path)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import cli_options as opt
-from .cli_analyze import check_writable
+from .cli_outputs import Outputs
 from .report.console import note, output
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ def export_costs(
     """Write measurements to a file that another database can import."""
     from .targets.cost_rows import export_rows
 
-    check_writable([file])
+    Outputs(file)
     with _open(database) as db:
         written = export_rows(_rows(db, target, toolchain, like), file)
     note(f"wrote {written:,} rows to {file}")
@@ -141,7 +141,7 @@ def fit_predictor(
     from .report.costs import predictor_view
     from .targets.predictors import fit, fit_operators, read_csv, save_predictor
 
-    check_writable([out])
+    outputs = Outputs(out)
     if csv:
         columns, costs = read_csv(csv, value or None)
         predictor: Predictor | OperatorPredictor = fit(
@@ -152,13 +152,12 @@ def fit_predictor(
             raise typer.BadParameter("give a CSV of measured networks, or --target NAME for the operators of the database")
         with _open(database) as db:
             predictor = fit_operators(db, target=target, toolchain=toolchain or None, boosting=not additive, seed=seed)
-    if out:
-        save_predictor(predictor, out)
-        note(f"wrote {out}")
+    outputs.write(out, lambda path: save_predictor(predictor, path))
     if json:
         print(codec.dumps(predictor_document(predictor), indent=2))
     else:
         output().print(predictor_view(predictor))
+    outputs.raise_failed()
     return 0
 
 

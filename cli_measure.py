@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 import typer
 
 from . import cli_options as opt
-from .cli_analyze import check_writable
-from .report.console import Stages, note, output
+from .cli_outputs import Outputs
+from .report.console import Stages, output
 
 FILES = (".onnx", ".pt2")
 Target = Annotated[
@@ -66,15 +66,15 @@ def measure(
     else a lower bound and what each kernel takes. With `--predict`, nothing is built or run.
     """
     from .report.measurement import measurement_view
-    from .targets.database import CostDatabase
     from .targets.measure import measure as run
+    from .targets.side_costs import SideCosts
     from .targets.spec import load_target
 
-    check_writable([html])
+    outputs = Outputs(html)
     spec = load_target(target)
     if keep:
         Path(keep).mkdir(parents=True, exist_ok=True)
-    with Stages() as stages, CostDatabase(database or None) as costs:
+    with Stages() as stages, SideCosts(database or None) as costs:
         stages("building the model")
         model, args, kwargs, name = _model(source, input)
         cost = run(
@@ -86,12 +86,13 @@ def measure(
         from .compiler.output_files import write_text
         from .report.measurement_html import render_measurement
 
-        write_text(html, render_measurement(cost, spec))
-        note(f"wrote {html}")
+        outputs.write(html, lambda path: write_text(path, render_measurement(cost, spec)))
     if json:
         print(codec.dumps(cost.to_dict(), indent=2, allow_nan=False))
     else:
         output().print(measurement_view(cost))
+    costs.raise_lost()
+    outputs.raise_failed()
     return 0
 
 

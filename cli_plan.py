@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from . import cli_options as opt
-from .cli_analyze import analyzed, check_writable, on_threads
+from .cli_analyze import analyzed, on_threads
+from .cli_outputs import Outputs
 from .compiler.errors import BudgetError, PlanError
-from .report.console import Stages, note, output
+from .report.console import Stages, output
 from .report.units import parse_bytes
 
 if TYPE_CHECKING:
@@ -33,20 +34,20 @@ def schedule(
     graph: opt.GraphFile = "",
 ) -> int:
     """The order of operators that needs least memory, with its lower bound."""
-    check_writable([graph])
+    outputs = Outputs(graph)
     with on_threads(threads):
         a = analyzed(
             source, input, dtype, mode, optimizer, inputs=inputs, threads=threads, kernels=kernels, time_limit=time_limit,
             allow_real_run=allow_real_run,
         )  # fmt: skip
-    if graph:
-        a.graph.save_json(graph)
+    outputs.write(graph, a.graph.save_json)
     if json:
         print(codec.dumps(schedule_document(a), indent=2))
-        return 0
-    from .report.plans import schedule_view
+    else:
+        from .report.plans import schedule_view
 
-    output().print(schedule_view(a))
+        output().print(schedule_view(a))
+    outputs.raise_failed()
     return 0
 
 
@@ -64,7 +65,7 @@ def allocate(
 
     if json and out == "-":
         raise typer.BadParameter("--json and --output - both print on standard output: give one of them")
-    check_writable([] if out == "-" else [out])
+    outputs = Outputs("" if out == "-" else out)
     limit = parse_bytes(capacity) if capacity else None
     table = read_lifetimes(lifetimes)
     with Stages() as stages:
@@ -79,15 +80,15 @@ def allocate(
             raise BudgetError(str(error)) from None
     if out == "-":
         print(format_plan(layout), end="")
-    elif out:
-        write_plan(out, layout)
-        note(f"wrote {out}")
+    else:
+        outputs.write(out, lambda path: write_plan(path, layout))
     if json:
         print(codec.dumps(layout_document(layout), indent=2))
     elif out != "-":
         from .report.plans import layout_view
 
         output().print(layout_view(lifetimes, layout))
+    outputs.raise_failed()
     return 0
 
 

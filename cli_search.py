@@ -9,8 +9,8 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from .cli_analyze import check_writable
-from .compiler.errors import MissingExtraError
+from .cli_outputs import Outputs
+from .compiler.errors import MissingExtraError, NeaptideError
 from .report.console import Stages, note, output
 
 SPACE, SEARCH, RUN, OUTPUT = "What is searched", "How", "Where it runs and is kept", "What comes out"
@@ -152,10 +152,10 @@ def search(
     """Search a space for networks that keep every limit and are best by the objectives."""
     from .search.outputs import write_front
     from .search.run import search as run
-    from .targets.database import CostDatabase
+    from .targets.side_costs import SideCosts
 
-    check_writable([csv, html])
-    with Stages() as stages, CostDatabase(database or None) as costs:
+    outputs = Outputs(csv, html)
+    with Stages() as stages, SideCosts(database or None) as costs:
         try:
             result = run(
                 space or None, engine or None, target=target or None, constraints=constraint or None, objectives=objective or None,
@@ -169,41 +169,44 @@ def search(
             note(f"the study is kept; go on with: {_resuming(out, storage, study)}")
             raise
         stages("writing the chosen network")
-        written = _written(result, Path(out))
+        trained = _write_network(result, Path(out), outputs)
         if html:
             from .compiler.output_files import write_text
             from .report.search_html import render_search
 
             stages("drawing the front")
-            write_text(html, render_search(result))
-            written.append(html)
-    if csv:
-        write_front(result, csv)
-        written.append(csv)
-    if not json:
+            outputs.write(html, lambda path: write_text(path, render_search(result)))
+        outputs.write(csv, lambda path: write_front(result, path))
+    if json:
+        print(codec.dumps(result.to_dict(), allow_nan=False))
+    else:
         from .report.search import search_view
 
         output().print(search_view(result), crop=False)
-    for path in written:
-        note(f"wrote {path}")
-    if written and not any(path.endswith(".safetensors") for path in written):
+    if trained is False:
         note("the chosen network was not trained: weights in the ONNX file are drawn at random")
-    if json:
-        print(codec.dumps(result.to_dict(), allow_nan=False))
+    costs.raise_lost()
+    outputs.raise_failed()
     return 0
 
 
-def _written(result: Any, folder: Path) -> list[str]:
-    """The files of the chosen network; one that needs what is not installed is left out, and said so."""
+def _write_network(result: Any, folder: Path, outputs: Outputs) -> bool | None:
+    """Write the files of the chosen network, and say so; a kind that needs what is not installed is left out, and said so.
+
+    Returns whether its weights are trained; None where there are no files.
+    """
     from .search.outputs import write_network
 
-    written: list[str] = []
-    if result.best is not None:
-        try:
-            written.extend(str(path) for path in write_network(result, result.best, folder))
-        except MissingExtraError as error:
-            note(f"neaptide: {error}")
-    return written
+    written: list[Path] = []
+    try:
+        for path in () if result.best is None else write_network(result, result.best, folder):
+            written.append(path)
+            outputs.wrote(str(path))
+    except MissingExtraError as error:
+        note(f"neaptide: {error}")
+    except NeaptideError as error:
+        outputs.failed(error)
+    return any(path.suffix == ".safetensors" for path in written) if written else None
 
 
 def _pairs(option: str, texts: list[str]) -> dict[str, Any] | None:

@@ -89,7 +89,10 @@ def short_source(source: str, width: int = 0) -> str:
 def readable_source(source: str) -> str:
     """A `file:line` from where the reader stands: relative to the current folder or to the installed packages if below them."""
     path = source.replace("\\", "/")
-    here = os.getcwd().replace("\\", "/").rstrip("/") + "/"
+    try:
+        here = os.getcwd().replace("\\", "/").rstrip("/") + "/"
+    except FileNotFoundError:  # the folder was removed: no source lies below it
+        return source
     _, packages, installed = path.partition("/site-packages/")
     return installed if packages else path.removeprefix(here) if path.startswith(here) else source
 

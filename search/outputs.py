@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compiler.errors import BudgetError, MissingExtraError
+from ..compiler.errors import BudgetError, WriteError, MissingExtraError
 from ..compiler.foreign_text import csv_cell
 from ..compiler.output_files import write_bytes, write_text
 from .engine import Context
@@ -48,10 +48,13 @@ def write_network(result: SearchResult, candidate: Candidate, folder: str | Path
     """Write `NAME.py`, which needs torch alone; where the search trained it, `NAME.safetensors`; and `NAME.onnx`, its nodes in the
     order that needs least memory. Yields each path once it is written.
 
-    Raises `MissingExtraError` at the ONNX file without `neaptide[onnx]`.
+    Raises `MissingExtraError` at the ONNX file without `neaptide[onnx]`, `WriteError` for a file that cannot be written.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot write the network in {str(folder)!r}: {error.strerror}") from None
     module, trained = network(result.space, candidate, result.folder)
     source, weights, onnx = (folder / f"{name}.{suffix}" for suffix in ("py", "safetensors", "onnx"))
     shape = result.space.input_shape(candidate.arch)

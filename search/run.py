@@ -114,8 +114,10 @@ def search(
                 loop.run(workplace)
             return loop.result(name, int(setup.target is not None) if measure is None else measure, database)
         finally:
-            opened.abandon()
-            opened.close()
+            try:
+                opened.abandon()
+            finally:
+                opened.close()
 
 
 class _Search:

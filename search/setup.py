@@ -155,8 +155,7 @@ def _kept_predictor(path: Path, target: Any, database: Any, begun: bool) -> Path
 
     if not (begun and path.is_file()):
         fitted = operator_predictor(target, database)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_predictor(fitted, path)
+        save_predictor(fitted, path)  # into the folder of the search, which is there
     return path
 
 

@@ -63,6 +63,7 @@ class Study:
         self._storage, self._id, self._space, self._objectives = storage, study, space, objectives
         self._running: dict[int, int] = {}
         self.url = url
+        self._file = _sqlite_file(url)
         self.finished: dict[int, Trial] = {}
 
     @classmethod
@@ -105,6 +106,8 @@ class Study:
 
     def finish(self, index: int, outcome: Outcome, seconds: float) -> Trial:
         """Write what came of the proposal that was started as `index`, or all of it at once when it was not."""
+        if self._file is not None and not self._file.exists():
+            raise NeaptideError(f"{self._file} is gone: its folder was removed while the search ran; begin again in another --out")
         state, told = self._state(outcome)
         facts = {**outcome.values, "violation": outcome.violation, "seconds": seconds}
         with _storage_errors(self.url):
@@ -144,9 +147,9 @@ class Study:
 
     def abandon(self) -> None:
         """Mark what was started and not finished as failed: after an error or Ctrl-C, so that a dashboard does not show it running."""
-        for trial in self._running.values():
+        left, self._running = self._running, {}
+        for trial in left.values():
             self._fail(trial)
-        self._running = {}
 
     def close(self) -> None:
         """Let go of the storage."""
@@ -232,12 +235,15 @@ def only_one(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         db = connect(folder / "lock.sqlite", timeout=0, isolation_level=None)
     except (OSError, sqlite3.OperationalError) as error:
-        raise NeaptideError(f"a search cannot be kept in {folder}: {error}; give another --out") from None
+        reason = getattr(error, "strerror", None) or error
+        raise NeaptideError(f"a search cannot be kept in {folder}: {reason}; give another --out") from None
     try:
         try:
             db.execute("PRAGMA locking_mode=EXCLUSIVE")
             db.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError as error:
+            if "locked" not in str(error):
+                raise NeaptideError(f"a search cannot be kept in {folder}: {error}; free space there, or give another --out") from None
             raise NeaptideError(
                 f"{folder}: another search is running in this folder ({error}); wait for it, or give another --out"
             ) from None
@@ -300,4 +306,5 @@ def _storage_errors(url: str) -> Iterator[None]:
         yield
     except (optuna.exceptions.StorageInternalError, sqlalchemy.exc.DatabaseError, sqlite3.DatabaseError) as error:
         cause = getattr(error.__cause__ or error, "orig", None) or error
-        raise NeaptideError(f"the study at {url} cannot be read or written: {' '.join(str(cause).split())}") from error
+        kept = "what was told before is kept, and --resume goes on from there"
+        raise NeaptideError(f"the study at {url} cannot be read or written ({' '.join(str(cause).split())}); {kept}") from error

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compiler.errors import FormatError, MissingExtraError, SourceError
+from ..compiler.errors import FormatError, MissingExtraError, SourceError, WriteError
 from ..compiler.output_files import write_bytes
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ def save_weights(path: str | Path, tensors: Mapping[str, torch.Tensor], facts: M
     """Write `tensors` and `facts` (JSON values) as one safetensors file that is there whole or not at all, whenever the writer dies."""
     safetensors = _safetensors("saving weights")
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise WriteError(f"cannot write {str(path)!r}: {error.strerror}") from None
     whole = safetensors.torch.save(
         {name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata={"facts": json.dumps(dict(facts or {}))}
     )

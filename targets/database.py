@@ -20,6 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ..compiler.cache_folder import at_home
 from ..compiler.errors import FormatError, NeaptideError
 from ..compiler.sqlite_files import WAIT_S, ForeignSchemaError, check_schema, connect, retry, write_ahead
 from .rows import TABLES, UNITS, NetworkRow, OperatorRow, Row, Unit, checked_row
@@ -48,13 +49,19 @@ __all__ = ["TABLES", "UNITS", "CostDatabase", "NetworkRow", "OperatorRow", "Row"
 
 
 def default_path() -> Path:
-    """`$NEAPTIDE_COSTS`, else `costs.sqlite` in the user's data folder: measurements are kept, not cached."""
+    """`$NEAPTIDE_COSTS`, else `costs.sqlite` in the user's data folder: measurements are kept, not cached.
+
+    Raises `NeaptideError` for a user who has no home folder.
+    """
     override = os.environ.get("NEAPTIDE_COSTS")
     if override:
         return Path(override)
     import platformdirs
 
-    return Path(platformdirs.user_data_dir("neaptide")) / FILE
+    try:
+        return at_home(Path(platformdirs.user_data_dir("neaptide"))) / FILE
+    except OSError as error:
+        raise NeaptideError(f"no cost database: {error.strerror}; name a file with NEAPTIDE_COSTS or --database") from None
 
 
 class CostDatabase:
@@ -175,7 +182,8 @@ class CostDatabase:
 
     def _open(self) -> sqlite3.Connection:
         with self._errors():
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.path.parent.is_dir():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
             db = connect(self.path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
             try:
                 retry(lambda: self._version(db))
@@ -238,10 +246,11 @@ def _transaction(db: sqlite3.Connection) -> Iterator[None]:
     db.execute("BEGIN IMMEDIATE")
     try:
         yield
+        db.execute("COMMIT")
     except BaseException:
-        db.execute("ROLLBACK")
+        if db.in_transaction:  # a full disk has ended it already
+            db.execute("ROLLBACK")
         raise
-    db.execute("COMMIT")
 
 
 @contextmanager
