@@ -56,12 +56,13 @@ def check_writable(path: PathLike) -> None:
     if real.is_dir():
         raise WriteError(f"cannot write {named!r}: it is a folder")
     if real.exists() or os.path.exists(named):  # the second for /dev/stdout, whose real path names no file when it is a pipe
-        if not os.access(named, os.W_OK):
+        if not _may_write(named):
             raise WriteError(f"cannot write {named!r}: no permission to write it")
         return
     if not real.parent.is_dir():
-        raise WriteError(f"cannot write {named!r}: there is no folder {str(real.parent if real.is_symlink() else Path(named).parent)!r}")
-    if not os.access(real.parent, os.W_OK):
+        missing = real.parent if os.path.islink(named) else Path(named).parent
+        raise WriteError(f"cannot write {named!r}: there is no folder {str(missing)!r}")
+    if not _may_write(str(real.parent)):
         raise WriteError(f"cannot write {named!r}: no permission to write in {str(Path(named).parent)!r}")
 
 
@@ -70,6 +71,10 @@ def _named(path: PathLike) -> str:
     if not os.path.basename(named) or "\0" in named:
         raise WriteError(f"cannot write {named!r}: that is no name of a file")
     return named
+
+
+def _may_write(path: str) -> bool:
+    return os.access(path, os.W_OK, effective_ids=os.access in os.supports_effective_ids)
 
 
 def _through(path: str) -> IO[bytes] | None:
@@ -104,7 +109,7 @@ def _opened(path: str, found: os.stat_result) -> int | None:
 def _beside(path: str) -> Iterator[IO[bytes]]:
     """A stream into a new file in the folder of `path`, which takes its place at the end. `path` names a file or nothing."""
     before = os.stat(path) if os.path.exists(path) else None
-    if before is not None and not os.access(path, os.W_OK):
+    if before is not None and not _may_write(path):
         raise PermissionError(0, "no permission to write it")
     folder, name = os.path.split(path)
     partial = os.path.join(folder, f".{name[:40]}.{secrets.token_hex(4)}")

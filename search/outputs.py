@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..compiler.errors import BudgetError, WriteError, MissingExtraError
+from ..compiler.errors import BudgetError, MissingExtraError, WriteError
 from ..compiler.foreign_text import csv_cell
 from ..compiler.output_files import write_bytes, write_text
 from .engine import Context

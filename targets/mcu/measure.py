@@ -17,6 +17,7 @@ import numpy as np
 
 from ...compiler.errors import PlanError, SourceError
 from ...compiler.graph import Graph
+from ...compiler.output_files import write_bytes
 from ...compiler.scratch import scratch
 from ..cost import Cost, OpCost
 from ..spec import Target, load_target
@@ -83,7 +84,11 @@ def measure_network(
     sources = firmware(graph, plan, network.kernels, spec, stack=stack)
     files = {f"in{i}.bin": array.tobytes() for i, array in enumerate(network.inputs)}
     with scratch() as room:
-        image = build(sources, spec, folder or room, compiler=compiler)
+        try:
+            image = build(sources, spec, room, compiler=compiler)
+        finally:
+            if folder is not None:
+                _keep(room, folder)
         if plan.arena and image.arena != plan.arena:
             raise PlanError(f"the arena of {network.name!r} has {image.arena:,} B in the ELF and {plan.arena:,} B in the plan")
         run = emulate(image, spec, files, marks=len(sources.steps) + 2, emulator=emulator)
@@ -98,6 +103,12 @@ def measure_network(
         return cost
     versions = {**cost.versions, "emulator": f"{run.emulator} and {other.emulator}"}
     return replace(cost, reasons=(*cost.reasons, _compared(spec, run, other, len(per_op))), versions=MappingProxyType(versions))
+
+
+def _keep(scratch: Path, folder: Path) -> None:
+    """Copy what was built, or what there was when building failed, into the user's folder."""
+    for path in sorted(scratch.iterdir()):
+        write_bytes(folder / path.name, path.read_bytes())
 
 
 def _compared(spec: Target, run: Run, other: Run, operators: int) -> str:

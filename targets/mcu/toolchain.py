@@ -29,6 +29,7 @@ from .firmware import FIRMWARE, EmulationError, Firmware, too_large_for_board
 Compiler = Literal["zig", "gcc"]
 GCC = "arm-none-eabi-gcc"
 _OVERFLOW = re.compile(r"region [`']?(\w+)'?:? overflowed by (\d+) bytes")
+_NO_ROOM = re.compile(r"[^\n]*(?:No space left|NoSpaceLeft|quota exceeded|DiskQuota|File too large|FileTooBig)[^\n]*")
 PROCESSORS = os.cpu_count() or 1
 FLAGS = ("-O3", "-std=gnu11", "-ffunction-sections", "-fdata-sections", "-fno-math-errno", "-ffp-contract=fast", "-w")
 
@@ -90,17 +91,16 @@ def build(firmware: Firmware, target: Target, folder: Path, *, compiler: Compile
     for name, content in firmware.files.items():
         path = folder / name
         path.write_bytes(content) if isinstance(content, bytes) else path.write_text(content)
-    weights = folder / "weights.bin"
     (folder / "weights.S").write_text(
         '.section .weights, "a", %progbits\n.balign 16\n.global weights\n.type weights, %object\n'
-        f'weights:\n.incbin "{weights}"\n.size weights, . - weights\n'
+        'weights:\n.incbin "weights.bin"\n.size weights, . - weights\n'
     )
     runtime = ("runtime", "mathematics") if compiler == "zig" else ("runtime",)
     parts = {**firmware.operators, **{name: (FIRMWARE / f"{name}.c").read_text() for name in runtime}}
     objects = _objects(parts, firmware, target, folder, compiler, FileCache() if cache is None else cache)
     elf = folder / "firmware.elf"
-    command = [*_compile(target, compiler), str(folder / "main.c"), str(folder / "weights.S"), *map(str, objects), "-Wl,--gc-sections"]
-    command += ["-T", str(folder / "link.ld"), "-o", str(elf)]
+    command = [*_compile(target, compiler), "-I", str(folder), str(folder / "main.c"), str(folder / "weights.S"), *map(str, objects)]
+    command += ["-Wl,--gc-sections", "-T", str(folder / "link.ld"), "-o", str(elf)]
     if compiler == "zig":
         command += ["-nostdlib", "-lcompiler_rt", "-Wl,--entry=Reset_Handler"]
     else:
@@ -191,6 +191,10 @@ def _run(command: Sequence[str], made: Path, firmware: Firmware, target: Target)
         raise BudgetError(
             f"the firmware does not fit {target.name} (arena {firmware.plan.arena:,} B, SRAM {target.sram:,} B, "
             f"flash {target.flash:,} B): {region} overflowed by at least {over:,} B in linking"
+        )
+    if room := _NO_ROOM.search(said):
+        raise BuildError(
+            f"{Path(command[0]).name} found no room for the firmware of {target.name} ({room[0]}); free space there, or set TMPDIR to another disk"
         )
     raise BuildError(f"building generated firmware for {target.name} failed: {failed}") from failed
 

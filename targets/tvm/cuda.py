@@ -22,6 +22,7 @@ from tvm import s_tir, tirx
 
 from ...compiler.errors import SourceError
 from ...compiler.graph import ITEMSIZE, Graph
+from ...compiler.output_files import write_text
 from ...passes.allocate import Plan, allocate
 from ...passes.schedule import schedule
 from ..cost import Cost, OpCost
@@ -141,8 +142,8 @@ def _scheduled(
 def _facts(network: CudaNetwork, folder: Path | None) -> Mapping[str, KernelFacts]:
     facts = kernel_facts(network.source, network.target.tvm["arch"])
     if folder is not None:
-        (folder / "kernels.cu").write_text(network.source)
-        (folder / "kernels.json").write_text(json.dumps([fact.to_dict() for fact in facts.values()], indent=1))
+        write_text(folder / "kernels.cu", network.source)
+        write_text(folder / "kernels.json", json.dumps([fact.to_dict() for fact in facts.values()], indent=1))
     return facts
 
 
