@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from ..compiler.errors import NeaptideError, SourceError
-from ..compiler.serialize import write_text
+from ..compiler.output_files import write_text
 
 FILE = "own-files.json"
 

@@ -167,13 +167,14 @@ def test_failures_name_the_program_and_what_it_said(tmp_path: Path) -> None:
 
 
 def test_a_compiler_that_does_nothing_is_a_build_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from neaptide.targets.file_cache import FileCache
     from neaptide.targets.mcu import toolchain
 
     monkeypatch.setattr(toolchain, "zig", lambda: program("true"))
     (tmp_path / "x.c").write_text("int f(void) { return 1; }")
     if importlib.util.find_spec("ziglang"):
         with pytest.raises(toolchain.BuildError, match=r"x\.c .*did not write"):
-            toolchain.host_library(tmp_path / "x.c", tmp_path)
+            toolchain.host_library(tmp_path / "x.c", FileCache(tmp_path / "cache"))
 
 
 @pytest.mark.parametrize("text", ["", "print('hello')", "print('[1]')", "print('{\"ready\": 1}')"])

@@ -7,10 +7,11 @@ has one order, that of birth.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
+
+from .compiled import kernel
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def overlaps(lower, upper, by_start, starts):
     """Per block the blocks alive with it: row starts, int64 (n + 1,), and their numbers, int32. O(pairs + n log n).
 
@@ -39,7 +40,7 @@ def overlaps(lower, upper, by_start, starts):
     return row, met
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def _spot(tops, ends, count, nbytes, best):
     """The lowest gap of `nbytes` between `count` places (`best` false), or the tightest; above them all where there is none."""
     by_top = np.argsort(tops[:count])
@@ -54,7 +55,7 @@ def _spot(tops, ends, count, nbytes, best):
     return top if spot < 0 else spot
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def fit_among(order, row, met, size, best, offset):
     """Place blocks in `order`; `row`, `met` as from `overlaps`. `offset` receives the result."""
     offset[:] = -1
@@ -69,7 +70,7 @@ def fit_among(order, row, met, size, best, offset):
         offset[block] = _spot(tops, ends, count, size[block], best)
 
 
-@njit(cache=True, nogil=True)
+@kernel
 def fit_in_time(by_start, lower, upper, size, best, offset):
     """Place blocks in order of birth, each among those that live then. O(n times the most blocks alive at once)."""
     n = len(by_start)
