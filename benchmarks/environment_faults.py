@@ -133,8 +133,9 @@ def run_case(fault: str, moment: str, command: str) -> Outcome | None:
         files, words = _words(case, command, around.out, fault)
         env = _environment(case, around)
         _seed(case, files)
-        for path in case.rglob("*") if around.user is not None else ():
-            os.chown(path, around.user, around.user, follow_symlinks=False)
+        if around.user is not None:
+            for path in case.rglob("*"):
+                os.chown(path, around.user, around.user, follow_symlinks=False)
         _prepare(around.prepare, case)
         args = [*around.wrap, sys.executable, str(DRIVER), fault, moment, command, *words]
         identity: dict[str, Any] = {} if around.user is None else {"user": around.user, "group": around.user, "extra_groups": []}

@@ -75,7 +75,8 @@ def few_files() -> None:
 def little_memory() -> None:
     """32 MiB more than now."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (32 << 20),) * 2)
+    limit = used + (32 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def clock_back() -> None:

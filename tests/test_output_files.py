@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -209,7 +210,7 @@ class Net(torch.nn.Module):
         return self.layers(x)
 
 
-def _savers() -> dict[str, Callable[[Path], object]]:
+def _savers() -> dict[str, Callable[[Any], object]]:
     analysis = neaptide.analyze(Net(), (torch.zeros(1, 8),), kernels=False)
     rows = [OperatorRow(f"op{i}(1x2,1x2)", "t", "c", float(i)) for i in range(8)]
     columns = Columns({}, {"a": np.arange(20.0), "b": np.arange(20.0) ** 2})

@@ -193,9 +193,7 @@ def _run(command: Sequence[str], made: Path, firmware: Firmware, target: Target)
             f"flash {target.flash:,} B): {region} overflowed by at least {over:,} B in linking"
         )
     if room := _NO_ROOM.search(said):
-        raise BuildError(
-            f"{Path(command[0]).name} found no room to build for {target.name} ({room[0]}); free space there, or set TMPDIR"
-        )
+        raise BuildError(f"{Path(command[0]).name} found no room to build for {target.name} ({room[0]}); free space there, or set TMPDIR")
     raise BuildError(f"building generated firmware for {target.name} failed: {failed}") from failed
 
 
