@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Any
 
@@ -18,12 +19,13 @@ from neaptide.passes.load import crowding, max_load
 from neaptide.passes.offset_search import part_searches
 from neaptide.passes.schedule import schedule
 from neaptide.passes.verify_plan import verify_layout, verify_plan
-from neaptide.testing import brute_force_height, brute_force_peak, graphs, lifetimes, topological_orders
+from neaptide.testing import StepClock, brute_force_height, brute_force_peak, graphs, lifetimes, topological_orders
 
 
 def lay_out(blocks, **options):
+    """The layout found within ten thousand looks at the clock."""
     lower, upper, size = (list(column) for column in zip(*blocks, strict=True)) if blocks else ([], [], [])
-    return allocate_lifetimes(range(len(blocks)), lower, upper, size, **options)
+    return allocate_lifetimes(range(len(blocks)), lower, upper, size, **{"clock": StepClock(1e-3), **options})
 
 
 @settings(max_examples=400, deadline=None)
@@ -145,14 +147,14 @@ def test_crowding_is_the_largest_load_in_each_lifetime():
 @pytest.mark.parametrize("name", ["A", "B", "C", "D", "E"])
 def test_minimalloc_instances_fit_their_capacity(shared_dir, name):
     table = read_lifetimes(shared_dir / "bench" / "alloc" / f"{name}.1048576.csv")
-    layout = allocate_lifetimes(table.ids, table.lower, table.upper, table.size, capacity=1_048_576, time_limit=60)
+    layout = allocate_lifetimes(table.ids, table.lower, table.upper, table.size, capacity=1_048_576, clock=StepClock(1e-2))
     assert layout.arena <= 1_048_576
 
 
 @pytest.mark.parametrize("name", ["G_1", "resnet50"])
 def test_large_instances_waste_little(shared_dir, name):
     table = read_lifetimes(shared_dir / "bench" / "alloc" / f"{name}.csv")
-    assert allocate_lifetimes(table.ids, table.lower, table.upper, table.size).waste <= 0.005
+    assert allocate_lifetimes(table.ids, table.lower, table.upper, table.size, clock=StepClock(1e-2)).waste <= 0.005
 
 
 def test_refusals_name_the_block():
@@ -205,9 +207,26 @@ def test_a_refuted_capacity_says_that_it_is_proved():
 
 
 def test_an_undecided_capacity_says_that_time_ran_out(shared_dir):
-    table = read_lifetimes(shared_dir / "bench" / "alloc" / "D.1048576.csv")
+    table, clock = read_lifetimes(shared_dir / "bench" / "alloc" / "D.1048576.csv"), StepClock(1e-2)
     with pytest.raises(PlanError, match=r"do not fit 990,000 B: no layout was found in .* largest load is 986,112 B"):
-        allocate_lifetimes(table.ids, table.lower, table.upper, table.size, capacity=990_000, time_limit=0.5)
+        allocate_lifetimes(table.ids, table.lower, table.upper, table.size, capacity=990_000, time_limit=0.5, clock=clock)
+    assert 50 <= clock.looks <= 55, "it goes on when time is up, or ends before"
+
+
+def test_a_busy_machine_finds_what_an_idle_one_does(shared_dir, monkeypatch):
+    """The limit is processor time by default, as for orders: hours of the wall clock at each look change nothing."""
+    table = read_lifetimes(shared_dir / "bench" / "alloc" / "C.1048576.csv")
+    columns = table.ids, table.lower, table.upper, table.size
+    cut_short = [allocate_lifetimes(*columns, time_limit=0.1, clock=StepClock(1e-2)) for _ in range(2)]
+    assert (cut_short[0].offsets == cut_short[1].offsets).all() and cut_short[0].method == cut_short[1].method
+    first_fit = allocate_lifetimes(*columns, time_limit=0)
+    idle = allocate_lifetimes(*columns, clock=StepClock(1e-2))
+    hours = itertools.count(0.0, 3600.0)
+    for name in ("time.perf_counter", "time.monotonic", "time.time", "neaptide.passes.offsets.wall_clock"):
+        monkeypatch.setattr(name, lambda: next(hours))
+    busy = allocate_lifetimes(*columns, time_limit=3600)
+    assert busy.arena == idle.arena < first_fit.arena and busy.optimal
+    assert (busy.offsets == idle.offsets).all() and busy.method == idle.method
 
 
 def test_orders_are_checked():

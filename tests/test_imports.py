@@ -10,8 +10,7 @@ import pytest
 
 from neaptide.compiler.errors import MissingExtraError, NeaptideError
 
-BUDGET_S = 0.3
-HEAVY = ("torch", "tvm", "onnx", "onnxruntime", "numba", "networkx", "hypothesis", "optuna", "rich", "jinja2", "sympy", "numpy", "typer")
+MOST_MODULES = 120  # read by `import neaptide`: some 70 of the standard library in Python 3.11; torch alone brings over 1,000
 
 
 def run_python(code: str) -> str:
@@ -22,16 +21,12 @@ def run_python(code: str) -> str:
 
 
 def test_import_is_quick():
-    """Best of five, timed inside the interpreter: a busy machine slows a run down, never speeds it up."""
-    code = "import time; t = time.perf_counter(); import neaptide; print(time.perf_counter() - t)"
-    seconds = min(float(run_python(code)) for _ in range(5))
-    assert seconds < BUDGET_S, f"import neaptide took {seconds:.3f} s"
-
-
-def test_import_brings_in_nothing_heavy():
-    loaded = set(json.loads(run_python("import sys, json, neaptide; print(json.dumps(sorted(sys.modules)))")))
-    assert "neaptide" in loaded
-    assert not loaded & set(HEAVY)
+    """Nothing of Neaptide is read but its root, and beside it only a little of the standard library."""
+    code = "import sys, json; before = set(sys.modules); import neaptide; print(json.dumps(sorted(set(sys.modules) - before)))"
+    loaded = set(json.loads(run_python(code)))
+    foreign = {name for name in loaded if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert foreign == {"neaptide"}
+    assert len(loaded) <= MOST_MODULES, sorted(loaded)
 
 
 def test_analysis_keeps_the_compiler_stack_of_torch_out():

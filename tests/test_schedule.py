@@ -28,7 +28,7 @@ from neaptide.passes.exact import Search, blocks_of, sweep_cuts
 from neaptide.passes.heuristics import PORTFOLIO
 from neaptide.passes.liveness import liveness
 from neaptide.passes.problem import OrderingProblem, ordering_problem
-from neaptide.passes.schedule import late_weightless, schedule
+from neaptide.passes.schedule import SEARCH_CHUNK, late_weightless, schedule
 from neaptide.passes.verify import verify_graph, verify_order, verify_schedule
 from neaptide.testing import StepClock, brute_force_optimum, brute_force_peak, graphs, topological_orders
 from neaptide.testing.generate import random_graph, random_order
@@ -71,7 +71,7 @@ def hard_graph(nodes: int = 400) -> Graph:
 @settings(max_examples=600, deadline=None)
 @given(graphs(max_nodes=11), modes)
 def test_schedule_is_the_optimum_over_all_orders(graph, inputs):
-    result = schedule(graph, inputs=inputs)
+    result = schedule(graph, inputs=inputs, clock=StepClock(1e-3))
     assert result.optimal
     assert result.peak == result.lower_bound == brute_force_optimum(graph, inputs=inputs)
     assert brute_force_peak(graph, result.order, inputs=inputs) == result.peak
@@ -123,15 +123,41 @@ def test_a_hard_graph_ends_in_time_with_an_honest_gap():
     assert 0 < result.lower_bound < result.peak <= liveness(hard_graph()).peak
 
 
+def test_a_search_looks_at_its_clock_between_small_pieces_of_work(monkeypatch):
+    """A limit ends a search soon after it is spent: no piece between two looks is larger than a chunk and one cut's worth."""
+    events: list[int] = []
+    advance = Search.advance
+
+    def counted(search: Search, chunk: int) -> bool | None:
+        before = search.effort
+        answer = advance(search, chunk)
+        events.append(search.effort - before)
+        return answer
+
+    def clock() -> float:
+        events.append(0)
+        return 1e-3 * events.count(0)
+
+    monkeypatch.setattr(Search, "advance", counted)
+    schedule(hard_graph(200), time_limit=0.5, clock=clock)
+    pieces = [sum(work) for look, work in itertools.groupby(events, key=bool) if look]
+    assert len(pieces) > 10 and max(pieces) <= 20 * SEARCH_CHUNK
+    assert events[-1] == 0, "work was begun when time was up"
+
+
 def test_a_busy_machine_finds_what_an_idle_one_does(monkeypatch):
     """The limit is processor time, which a thread that waits for its turn does not spend; hours of waiting change nothing."""
     graph = hard_graph()
     idle = schedule(graph, time_limit=0.6, clock=StepClock(0.01))
+    proved = schedule(hard_graph(60), clock=StepClock(0.01))
     hours = itertools.count(0.0, 3600.0)
-    monkeypatch.setattr("neaptide.passes.schedule.wall_clock", lambda: next(hours))
+    for name in ("time.perf_counter", "time.monotonic", "time.time", "neaptide.passes.schedule.wall_clock"):
+        monkeypatch.setattr(name, lambda: next(hours))
     busy = schedule(graph, time_limit=0.6, clock=StepClock(0.01))
     assert replace(busy, seconds=0.0) == replace(idle, seconds=0.0) and busy.seconds >= 3600.0
     assert idle.peak < liveness(graph).peak and idle.method != schedule(graph, time_limit=0.0).method
+    by_default = schedule(hard_graph(60), time_limit=3600)
+    assert replace(by_default, seconds=0.0) == replace(proved, seconds=0.0) and proved.optimal
     for limited in (schedule, allocate, allocate_lifetimes):
         assert signature(limited).parameters["clock"].default is time.thread_time
 
@@ -177,7 +203,7 @@ def test_public_graphs_reach_their_published_optima(shared_dir):
     for path in sorted(folder.glob("*.json")):
         if path.stem == "optimum":
             continue
-        result = schedule(Graph.load_json(str(path)))
+        result = schedule(Graph.load_json(str(path)), clock=StepClock(1e-3))
         assert result.optimal, path.stem
         assert result.peak == optimum.get(path.stem, result.peak), path.stem
 
