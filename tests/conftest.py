@@ -32,6 +32,25 @@ def data_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         os.environ["XDG_DATA_HOME"] = before
 
 
+@pytest.fixture(scope="module")
+def own_memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Kernels and costs that the tests of a module remember are their own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEAPTIDE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setenv("NEAPTIDE_COSTS", str(tmp_path_factory.mktemp("costs") / "costs.sqlite"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch runs on one thread while the tests of a module do, and on as many as before from then on."""
+    torch = pytest.importorskip("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture(scope="session")
 def shared_dir() -> Path:
     """The folder of public benchmark inputs: $NEAPTIDE_SHARED, or `shared` beside the repository."""

@@ -17,6 +17,8 @@ from neaptide.search.spaces.fragments import place
 from neaptide.search.spaces.layers import LayerGraph
 from neaptide.search.spaces.nasbench201 import EDGES, OPERATIONS, NASBench201
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 QUICK = settings(max_examples=25, deadline=None, derandomize=True)
 SEEDS = st.integers(0, 2**32 - 1)
 DARTS_V2 = (
@@ -73,7 +75,6 @@ def test_what_is_no_cell_is_quoted(text, what):
 def test_a_cell_is_the_sum_over_its_edges(genes):
     """By the benchmark's definition: node j is the sum of o(node i) over i < j, where `none` is zeros."""
     torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)
     network = NASBench201(C=4, N=1, resolution=8).module(Architecture("nasbench201", genes))
     cell = network.get_submodule("cells.0").eval()
     x = torch.randn(2, 4, 8, 8)
@@ -127,7 +128,6 @@ def test_the_reference_network_is_in_the_space():
     from neaptide import trace
     from neaptide.compiler.reference_cells import darts_cifar
 
-    torch.set_num_threads(1)
     space = darts.DARTS(channels=8, layers=6)
     reference = trace(darts_cifar(8, 6).eval(), (torch.zeros(1, 3, 32, 32),))
     graph = space.graph(space.parse(DARTS_V2))
@@ -253,7 +253,6 @@ def test_the_paper_s_trees_have_648_edges_and_networks_of_its_size():
 def test_a_tree_adds_what_its_leaves_return():
     torch = pytest.importorskip("torch")
     space = proxyless_tree.ProxylessTree(B=1, F=64, resolution=8)
-    torch.set_num_threads(1)
     tree = space.module(space.sample(np.random.default_rng(0))).get_submodule("blocks.0.tree").eval()
     edges = list(tree.get_submodule("edges").children())
     x = torch.randn(1, 16, 8, 8)

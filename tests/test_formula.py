@@ -20,13 +20,7 @@ from neaptide.passes.liveness import eager_liveness, liveness
 from neaptide.passes.polynomial import Ring, Size
 from neaptide.passes.regions import joined, region_of
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def concrete_peak(model, args, which="graph", **options):

@@ -22,16 +22,10 @@ from neaptide.search.spaces import load_space
 from neaptide.search.spaces.memnet import MemNet as MemNetSpace
 from neaptide.search.weights import inherit
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SPACE = MemNetSpace(width=8, max_blocks=3)
 TINY = ControllerSettings(hidden=24, embedding=24, steps=80, lr=5e-3, list_size=20)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 # ---- inherited weights -----------------------------------------------------------------------------------------------

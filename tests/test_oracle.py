@@ -22,18 +22,12 @@ from neaptide.compiler.oracle_cache import FILE, KernelCache, Measurement
 from neaptide.compiler.trace import trace
 from neaptide.passes.liveness import eager_liveness
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def signature(op: str, *args: object, tensors: tuple = (), grad: bool = False) -> str:

@@ -12,6 +12,8 @@ from neaptide.search.spaces import load_space
 from neaptide.search.spaces.own import Choice, OwnSpace
 from neaptide.testing import check_space
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 torch = pytest.importorskip("torch")
 EXAMPLE = f"{Path(__file__).parent.parent / 'examples' / 'own_space.py'}:Tiny"
 
@@ -34,7 +36,6 @@ class Stack(OwnSpace):
 
 
 def test_the_example_keeps_the_contract():
-    torch.set_num_threads(1)
     check_space(load_space(EXAMPLE), networks=2)
 
 

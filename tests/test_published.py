@@ -7,6 +7,8 @@ import pytest
 from neaptide.compiler.errors import SourceError
 from neaptide.search.published import from_published, published_chain, published_counts
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def rows(shared_dir):
@@ -36,7 +38,6 @@ def test_module_is_the_graph(rows, name):
     torch = pytest.importorskip("torch")
     from neaptide import trace
 
-    torch.set_num_threads(1)
     row = rows[name]
     size = row["resolution"] or row["arch"]["input_size"]
     traced = trace(from_published(row).eval(), (torch.zeros(1, 3, size, size),))

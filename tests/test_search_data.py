@@ -19,16 +19,10 @@ from neaptide.search.scores import SCORES, score
 from neaptide.search.training import TrainSettings, evaluate, recalibrate, train
 from neaptide.search.weights import inherit, load_weights, save_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RNG = np.random.default_rng(0)
 QUICK = TrainSettings(epochs=4, batch=32, lr=0.1, schedule="cosine", augment=False, precision="fp32")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

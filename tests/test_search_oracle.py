@@ -29,15 +29,10 @@ from neaptide.search.stretches import stretches, whole_segment, window_bound
 from neaptide.search.tables import SOLVED, SlotTables
 from neaptide.testing import brute_force_optimum
 
+pytestmark = pytest.mark.usefixtures("own_memory")
+
 SMALLER = {"darts": {"layers": 5, "channels": 8}, "proxyless_tree": {"B": 2}, "nasbench201": {"N": 2}}
 KINDS = ("absent", "plain", "residual", "squeezed")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_memory(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEAPTIDE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        yield
 
 
 class Chain(Space):

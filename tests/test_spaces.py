@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,11 @@ from hypothesis import strategies as st
 from neaptide.compiler.count import count
 from neaptide.compiler.errors import SourceError
 from neaptide.search.space import Space
-from neaptide.search.spaces import _CLASSES, list_spaces, load_space
+from neaptide.search.spaces import list_spaces, load_space
+from neaptide.search.spaces.nasbench201_graph import EDGES, OPERATIONS
 from neaptide.testing.spaces import check_genes, check_graph, check_moves, check_slots, is_canonical, parameters
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # What makes networks of a space small enough to trace within a second.
 SMALL: dict[str, dict] = {
@@ -49,9 +51,6 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def space_called(name: str, **options) -> Any:
-    module = f"neaptide.search.spaces.{_CLASSES[name][0]}"
-    if find_spec(module) is None:
-        pytest.skip(f"there is no {module} yet")
     return load_space(name, **options)
 
 
@@ -176,8 +175,6 @@ def test_published_sizes():
 @SLOW
 @given(seed=SEEDS)
 def test_graph_is_the_trace_of_the_module(small, seed):
-    torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)
     check_graph(small, small.sample(np.random.default_rng(seed)))
 
 
@@ -185,13 +182,36 @@ def test_graph_is_the_trace_of_the_module(small, seed):
 @given(seed=SEEDS)
 def test_modules_train(small, seed):
     torch = pytest.importorskip("torch")
-    torch.set_num_threads(1)
     torch.manual_seed(seed)
     arch = small.sample(np.random.default_rng(seed))
     module, shape = small.module(arch), small.input_shape(arch)
     module.train()(torch.randn(2, *shape[1:])).square().mean().backward()
     missing = {name for name, p in module.named_parameters() if p.grad is None}
-    assert not missing or small.name in ("nasbench201",)  # layers that lead nowhere are kept there, as the benchmark has them
+    names = {name for name, _ in module.named_parameters()}
+    assert missing == (layers_that_lead_nowhere(arch, names) if small.name == "nasbench201" else set())
+
+
+def layers_that_lead_nowhere(arch, names: set[str]) -> set[str]:
+    """Parameters on edges of nasbench201 into nodes that nothing reads: no output depends on them, and the benchmark keeps them."""
+    used = {3}
+    for (source, to), gene in sorted(zip(EDGES, arch.genes, strict=True), key=lambda edge: -edge[0][1]):
+        if to in used and OPERATIONS[gene] != "none":
+            used.add(source)
+    nowhere = tuple(f"layers.{e}." for e, (_, to) in enumerate(EDGES) if to not in used)
+    return {name for name in names if any(f".{edge}" in name for edge in nowhere)}
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(genes=st.lists(st.integers(0, len(OPERATIONS) - 1), min_size=len(EDGES), max_size=len(EDGES)))
+def test_layers_of_nasbench201_that_get_no_gradient_are_those_that_lead_nowhere(genes):
+    import torch
+
+    space = space_called("nasbench201", C=2, N=1, resolution=8)
+    arch = space.architecture(genes)
+    module = space.module(arch)
+    module.train()(torch.randn(2, *space.input_shape(arch)[1:])).square().mean().backward()
+    missing = {name for name, p in module.named_parameters() if p.grad is None}
+    assert missing == layers_that_lead_nowhere(arch, {name for name, _ in module.named_parameters()})
 
 
 @QUICK

@@ -11,7 +11,6 @@ import sqlite3
 import subprocess
 import sys
 import textwrap
-import time
 from contextlib import closing
 from dataclasses import replace
 from importlib.util import find_spec
@@ -47,16 +46,10 @@ from neaptide.search.study import Study, only_one
 from neaptide.targets.cost import Cost
 from neaptide.targets.spec import load_target
 
+pytestmark = pytest.mark.usefixtures("own_memory")
+
 CELLS = {"C": 4, "N": 1}
 WORDS = ["--space", "nasbench201", "--space-option", "C=4", "--space-option", "N=1", "--engine", "evolution", "--preset", "smoke"]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _own_memory(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("NEAPTIDE_CACHE", str(tmp_path_factory.mktemp("cache")))
-        patch.setenv("NEAPTIDE_COSTS", str(tmp_path_factory.mktemp("costs") / "costs.sqlite"))
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -355,19 +348,26 @@ def test_scores_without_a_number_are_kept_and_shown(space, tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
-def test_a_search_killed_for_real_is_taken_up(oracle, tmp_path):
-    """Twice in the middle of its writing; the end is that of a search in this process."""
+def test_a_search_killed_for_real_is_taken_up(oracle, tmp_path, start):
+    """Twice in the middle of its work; the end is that of a search in this process.
+
+    The search waits for leave after each progress report. What kills it gives leave until enough trials are written, then once
+    more, and kills: however fast either side is, the search is at work and far from its end.
+    """
     settings = {"objectives": "macs,peak", "preset": "smoke", "budget": 60, "seed": 5}
     given = {"space": "nasbench201", "engine": "evolution", "space_options": CELLS, "folder": "killed", "resume": True, **settings}
-    program = f"from neaptide.search.run import search; search(**{given})"
-    command = [sys.executable, "-c", program]
+    leave = "lambda stage, done, total: (print(done, flush=True), input())"
+    program = f"from neaptide.search.run import search; search(progress={leave}, **{given})"
     for least in (3, 25):
-        process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while _finished(tmp_path / "killed" / "study.sqlite") < least:
-            assert process.poll() is None, "the search ended before it was killed"
-            time.sleep(0.01)
+        process = start([sys.executable, "-c", program], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        while int(process.stdout.readline()) < least:
+            process.stdin.write("go on\n")
+            process.stdin.flush()
+        process.stdin.write("go on\n")
+        process.stdin.flush()
         process.kill()
-        process.wait()
+        process.communicate()
+        assert least <= _finished(tmp_path / "killed" / "study.sqlite") < 60
     whole = search(oracle.space, "evolution", folder=tmp_path / "whole", **settings)
     resumed = search(resume=True, folder=tmp_path / "killed")
     assert 25 <= resumed.taken_over < 60 and resumed.front == whole.front

@@ -21,18 +21,12 @@ from neaptide.compiler.trace import trace
 from neaptide.compiler.training import TrainingLoop, trace_training
 from neaptide.passes.liveness import eager_liveness
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("kernels")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Residual(nn.Module):
