@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from .allowed_ops import overload_of, refusal
 from .errors import TraceError
 from .graph import Atom, Ref
 
@@ -81,15 +82,31 @@ def decode(value: Any, inputs: Sequence[Any]) -> Any:
 
 
 def _atom(atom: Atom) -> Any:
-    if atom.kind in ("dtype", "layout", "memory_format"):
-        return getattr(torch, atom.value)
-    if atom.kind == "device":
-        return torch.device(atom.value)
-    if atom.kind in ("float", "complex"):
-        return {"float": float, "complex": complex}[atom.kind](atom.value)
     if atom.kind == "generator":
         return None
+    wanted = NAMED_VALUES.get(atom.kind)
+    found = None if wanted is None else vars(torch).get(atom.value)
+    if wanted is not None and isinstance(found, wanted):
+        return found
+    make = PARSED_VALUES.get(atom.kind)
+    try:
+        if make is not None:
+            return make(atom.value)
+    except (ValueError, RuntimeError):
+        pass
     raise TraceError(f"an argument of kind {atom.kind!r} ({atom.value}) cannot be turned back into a value: the op cannot be run again")
+
+
+NAMED_VALUES: dict[str, type] = {"dtype": torch.dtype, "layout": torch.layout, "memory_format": torch.memory_format}
+PARSED_VALUES: dict[str, Callable[[str], Any]] = {"device": torch.device, "float": float, "complex": complex}
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """`torch.float32` for `"float32"`. Raises `TraceError` for a name that is no dtype of torch."""
+    found = vars(torch).get(name)
+    if not isinstance(found, torch.dtype):
+        raise TraceError(f"{name!r} is no dtype of torch {torch.__version__}: such a tensor can be analysed, not run")
+    return found
 
 
 def call_args(attrs: Mapping[str, Any], inputs: Sequence[Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -99,10 +116,16 @@ def call_args(attrs: Mapping[str, Any], inputs: Sequence[Any]) -> tuple[list[Any
 
 def operator(name: str) -> Any:
     """The `torch.ops` overload called `name`, e.g. `"aten.relu.default"`. Raises `TraceError` when this process has none."""
-    parts = name.split(".")
-    try:
-        if len(parts) != 3:
-            raise AttributeError(name)
-        return getattr(getattr(getattr(torch.ops, parts[0]), parts[1]), parts[2])
-    except (AttributeError, RuntimeError):
-        raise TraceError(f"no operator {name!r} in this process: import the package that registers it") from None
+    found = overload_of(name)
+    if found is None:
+        raise TraceError(f"no operator {name!r} in this process: import the package that registers it")
+    return found
+
+
+def runnable(name: str) -> Any:
+    """`operator(name)`, to be run on real tensors. Raises `TraceError` for one that may do more than compute (`allowed_ops`)."""
+    found = operator(name)
+    why = refusal(found)
+    if why is not None:
+        raise TraceError(f"operator {name!r} {why}, so it is not run on a file's word: trace the model it comes from in this process")
+    return found

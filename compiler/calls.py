@@ -14,7 +14,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .args import call_args, operator
+from .args import call_args, runnable
 from .errors import TraceError
 from .graph import Graph, Node
 
@@ -40,7 +40,7 @@ def call_of(graph: Graph, node: Node, inputs: Sequence[Any]) -> Call | None:
         from .onnx_ops import onnx_call
 
         return onnx_call(graph, node, inputs)
-    function = operator(node.op)
+    function = runnable(node.op)
     args, kwargs = call_args(node.attrs, inputs)
     returns = function._schema.returns
     return Call(function, tuple(args), kwargs, len(returns) == 1 and str(returns[0].type) == "Tensor")

@@ -20,6 +20,7 @@ import torch
 from torch import fx
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .allowed_ops import NAMESPACES, refusal
 from .errors import TraceError
 from .fake import Fakes, borrowed, kernel_strides
 from .graph import Graph
@@ -100,6 +101,7 @@ class _Replay(fx.Interpreter):
 
     def __init__(self, module: fx.GraphModule, recorder: Recorder, within: fx.Node | None = None):
         super().__init__(module, garbage_collect_values=True)
+        self.extra_traceback = False
         self.recorder = recorder
         self.within = within
 
@@ -116,6 +118,9 @@ class _Replay(fx.Interpreter):
     def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if isinstance(target, torch._ops.HigherOrderOperator):
             return self._higher_order(target, args)
+        why = refusal(target) if isinstance(target, torch._ops.OpOverload) and target.namespace in NAMESPACES else None
+        if why is not None:  # fake tensors do not keep aten.from_file from making a file
+            raise TraceError(f"operator '{target}' {why}: a program is analysed without running that; take it out and export anew")
         return super().call_function(target, args, kwargs)
 
     def _higher_order(self, target: torch._ops.HigherOrderOperator, args: tuple[Any, ...]) -> Any:

@@ -110,7 +110,10 @@ def with_workspaces(
             if text in known or text in wanted:
                 continue
             need = _tensor_bytes(graph, graph.nodes[v])
-            if need > limit:
+            refused = _refused(graph.nodes[v].op)
+            if refused:
+                known[text] = Measurement(reason=refused)
+            elif need > limit:
                 known[text] = Measurement(reason=f"its tensors take {need:,} B, more than the limit of {limit:,} B")
             else:
                 wanted[text] = environment.key(text)
@@ -156,6 +159,15 @@ def kernel_signature(graph: Graph, node: Node) -> str | None:
         sort_keys=True,
         separators=(",", ":"),
     )
+
+
+def _refused(op: str) -> str:
+    """Why the worker may not run `op`; empty where it may, and for what this process does not know."""
+    from .allowed_ops import overload_of, refusal
+
+    found = overload_of(op)
+    why = None if found is None else refusal(found)
+    return "" if why is None else f"{op} {why}"
 
 
 def _apply(graph: Graph, measured: Mapping[int, Measurement]) -> Graph:

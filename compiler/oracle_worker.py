@@ -108,10 +108,10 @@ def measure(signature: dict[str, Any]) -> dict[str, Any]:
 def _measure(signature: dict[str, Any], integers: int) -> dict[str, Any]:
     import torch
 
-    from .args import call_args, operator
+    from .args import call_args, runnable
     from .serialize import decode_attrs
 
-    op = operator(signature["op"])
+    op = runnable(signature["op"])
     tensors = [_tensor(*spec, integers=integers) for spec in signature["tensors"]]
     args, kwargs = call_args(
         {"args": decode_attrs(signature["args"], "args"), "kwargs": decode_attrs(signature["kwargs"], "kwargs")}, tensors
@@ -176,7 +176,9 @@ def _tensor(shape: list[int], strides: list[int] | None, dtype: str, *, integers
     """A tensor of safe content: floats in [0.5, 1), integers all `integers`, booleans all true (masks then keep everything)."""
     import torch
 
-    kind = getattr(torch, dtype)
+    from .args import torch_dtype
+
+    kind = torch_dtype(dtype)
     if strides is None:
         strides = list(torch.empty(shape, device="meta").stride())
     span = 0 if 0 in shape else 1 + sum((d - 1) * s for d, s in zip(shape, strides, strict=True))

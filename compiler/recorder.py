@@ -43,6 +43,7 @@ from torch._C._autograd import _get_sequence_nr
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .allowed_ops import note_called
 from .answers import BOUNDS
 from .args import dtype_name, encode
 from .errors import TraceError
@@ -87,6 +88,7 @@ class OpInfo:
 
 def op_info(func: Any) -> OpInfo:
     """Facts of one operator overload."""
+    note_called(func)
     name = str(func)
     arguments = func._schema.arguments
     writes = tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)

@@ -15,6 +15,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
+from .args import torch_dtype
 from .errors import FormatError, MissingExtraError, TraceError
 from .graph import Graph, Node
 from .onnx_attrs import decode, operands, results, split_op
@@ -157,7 +158,7 @@ def _exported(graph: Graph, order: Sequence[int]) -> onnx.ModelProto:
     if importlib.util.find_spec("onnxscript") is None:
         raise MissingExtraError("onnxscript", "onnx", "Writing a graph of aten ops as ONNX")
     stepwise = _stepwise(graph, order)
-    inputs = tuple(torch.zeros(graph.tensors[t].shape, dtype=getattr(torch, graph.tensors[t].dtype), device="cpu") for t in graph.inputs)
+    inputs = tuple(torch.zeros(graph.tensors[t].shape, dtype=torch_dtype(graph.tensors[t].dtype), device="cpu") for t in graph.inputs)
     try:
         with _quiet(), torch.no_grad():
             program = torch.export.export(stepwise, inputs)

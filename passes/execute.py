@@ -186,8 +186,10 @@ class _Run:
         """The arena under `tensor`, as its shape, strides and dtype."""
         import torch
 
+        from ..compiler.args import torch_dtype
+
         described = self.graph.tensors[tensor]
-        dtype = getattr(torch, described.dtype)
+        dtype = torch_dtype(described.dtype)
         strides = described.strides or contiguous_strides(described.shape)
         if not self.graph.storages[described.storage].nbytes:
             return torch.empty_strided(described.shape, strides, dtype=dtype, device=self.arena.device)
@@ -291,12 +293,14 @@ class _Run:
         """Where a result lies that takes over the storage of one of the node's operands."""
         import torch
 
+        from ..compiler.args import torch_dtype
+
         storage = self.graph.tensors[tensor].storage
         if storage in self.plan.offsets:
             return self._window(tensor)
         base = next(self._value(t) for t in node.inputs if self.graph.tensors[t].storage == storage)
         described = self.graph.tensors[tensor]
-        dtype = getattr(torch, described.dtype)
+        dtype = torch_dtype(described.dtype)
         empty = torch.empty(0, dtype=dtype, device=base.device)
         strides = described.strides or contiguous_strides(described.shape)
         return empty.set_(base.untyped_storage(), described.offset // dtype.itemsize, described.shape, strides)

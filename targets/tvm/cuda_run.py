@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tvm
 
+from ...compiler.args import torch_dtype
 from ...compiler.graph import ITEMSIZE, Graph
 from ...passes.allocate import Plan
 from ..nvcc import cuda_compiler
@@ -189,7 +190,7 @@ class _Network:
                 whole = self._graph.storages[tensor.storage].nbytes
                 self._own[tensor.storage] = torch.zeros(whole, dtype=torch.uint8, device=self._device)
             flat = self._own[tensor.storage][tensor.offset : tensor.offset + nbytes]
-        return flat.view(getattr(torch, tensor.dtype)).view(tensor.shape)
+        return flat.view(torch_dtype(tensor.dtype)).view(tensor.shape)
 
 
 def _until_idle(run: Callable[[], Any], device: str) -> Callable[[], None]:

@@ -17,7 +17,7 @@ from torch import fx
 from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
-from ...compiler.args import decode
+from ...compiler.args import decode, torch_dtype
 from ...compiler.errors import NeaptideError
 from ...compiler.graph import WEIGHT_ROLES, Graph, Node
 from ...compiler.trace import trace
@@ -173,7 +173,7 @@ def _functional(op: str) -> Any:
 
 
 def _like(graph: Graph, t: int) -> torch.Tensor:
-    return torch.empty(graph.tensors[t].shape, dtype=getattr(torch, graph.tensors[t].dtype), device="meta")
+    return torch.empty(graph.tensors[t].shape, dtype=torch_dtype(graph.tensors[t].dtype), device="meta")
 
 
 def _placeholder(fx_graph: fx.Graph, graph: Graph, t: int, name: str) -> fx.Node:
@@ -184,7 +184,7 @@ def _placeholder(fx_graph: fx.Graph, graph: Graph, t: int, name: str) -> fx.Node
 
 def _weight(fx_graph: fx.Graph, graph: Graph, t: int, values: dict[str, torch.Tensor]) -> fx.Node:
     tensor = graph.tensors[t]
-    value = graph.values.get(t, torch.zeros(()).to(getattr(torch, tensor.dtype)).expand(tensor.shape))
+    value = graph.values.get(t, torch.zeros(()).to(torch_dtype(tensor.dtype)).expand(tensor.shape))
     if graph.storages[tensor.storage].role not in WEIGHT_ROLES or not isinstance(value, torch.Tensor):
         raise Untranslated(f"tensor {t} of the trace has no value")
     node = _placeholder(fx_graph, graph, t, f"weight_{len(values)}")
