@@ -11,7 +11,6 @@ import warnings
 import zipfile
 from pathlib import Path
 
-import exported_models
 import pytest
 import torch
 from torch import nn
@@ -25,6 +24,7 @@ from neaptide.compiler.oracle import with_workspace
 from neaptide.compiler.pt2_files import load_pt2
 from neaptide.compiler.size_expressions import functions, is_arithmetic
 from neaptide.compiler.to_fx import to_fx
+from neaptide.testing import exported_models
 
 BY_VALUE = frozenset(("float-by-value", "item", "masked-select", "nonzero", "slice-by-value"))
 BY_BRANCH = frozenset(("cond", "map", "scan", "while-loop"))
@@ -418,8 +418,8 @@ def test_a_wrong_type_anywhere_is_a_graph_or_one_error(small, tmp_path, member):
 def node_graph(op, args=(), kwargs=None, dtype="float32"):
     """A graph of one node `op` on one tensor of two elements, as a file would hold it."""
     builder = GraphBuilder("hostile")
-    x = builder.tensor(builder.storage(8, role="input"), dtype, (2,))
-    y = builder.tensor(builder.storage(8), dtype, (2,))
+    x = builder.tensor((2,), dtype, builder.storage(8, role="input"))
+    y = builder.tensor((2,), dtype)
     builder.inputs.append(x)
     builder.node(op, (x,), (y,), attrs={"args": list(args), "kwargs": dict(kwargs or {})})
     builder.outputs.append(y)
