@@ -12,7 +12,6 @@ from . import cli_options as opt
 from .cli_outputs import Outputs
 from .report.console import Stages, output
 
-FILES = (".onnx", ".pt2")
 Target = Annotated[
     str, typer.Option("--target", "-t", metavar="NAME", help="A target that `neaptide targets` lists, or a TOML file.", show_default=False)
 ]
@@ -97,17 +96,18 @@ def measure(
 
 
 def _model(source: str, input: list[str]) -> tuple[Any, Any, Any, str]:
-    """A model that can run, its arguments and its name. Files of graphs are read by the importer itself."""
+    """A model that can run, its arguments and its name. Files are opened here, once."""
     from .compiler.errors import SourceError
+    from .compiler.models import SUFFIXES, load_model
     from .sources import InputSpec, resolve
 
     path = Path(source)
-    if path.suffix.lower() in FILES:
+    if path.suffix.lower() in SUFFIXES:
         if not path.is_file():
             raise SourceError(f"{source!r} does not exist")
         if input:
             raise SourceError(f"{source!r} has its own shapes; --input is for factories and built-in models")
-        return path, (), {}, path.stem
+        return load_model(path), (), {}, path.stem
     if path.suffix.lower() == ".json":
         raise SourceError(f"{source!r} is a graph without weights; measure needs a model: a built-in one, a factory, .onnx or .pt2")
     model = resolve(source, [InputSpec.parse(text) for text in input], runnable=True)

@@ -228,20 +228,7 @@ def array_of(tensor: onnx.TensorProto, file: OnnxFile) -> np.ndarray:
 
     check_tensor(tensor, file)
     if tensor.data_location == tensor.EXTERNAL:
-        path, offset, _ = _external_entry(tensor, file)
-        if path is None:
-            raise FormatError(f"{file.label}: the values of {tensor.name!r} lie in an external file; load the model by its path")
-        _, _, nbytes = packed_size(tensor.data_type, tuple(tensor.dims))
-        try:
-            with open(path, "rb") as stream:
-                stream.seek(offset)
-                raw = stream.read(nbytes)
-        except OSError as error:
-            raise FormatError(f"{file.label}: external data of {tensor.name!r} cannot be read from {path.name!r}: {error}") from error
-        if len(raw) != nbytes:
-            raise FormatError(
-                f"{file.label}: external data of {tensor.name!r} is cut short: {len(raw):,} of {nbytes:,} bytes in {path.name!r}"
-            )
+        raw = _external_bytes(tensor, file)
         tensor = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims, raw_data=raw)
     try:
         return numpy_helper.to_array(tensor)
@@ -249,6 +236,66 @@ def array_of(tensor: onnx.TensorProto, file: OnnxFile) -> np.ndarray:
         raise FormatError(
             f"{file.label}: the values of tensor {tensor.name!r} do not fill its shape {list(tensor.dims)}: {error}"
         ) from error
+
+
+def _external_bytes(tensor: onnx.TensorProto, file: OnnxFile) -> bytes:
+    """The bytes of a checked tensor from its file. Raises `FormatError` naming tensor and path."""
+    path, offset, _ = _external_entry(tensor, file)
+    if path is None:
+        raise FormatError(f"{file.label}: the values of {tensor.name!r} lie in an external file; load the model by its path")
+    _, _, nbytes = packed_size(tensor.data_type, tuple(tensor.dims))
+    try:
+        with open(path, "rb") as stream:
+            stream.seek(offset)
+            raw = stream.read(nbytes)
+    except OSError as error:
+        raise FormatError(f"{file.label}: external data of {tensor.name!r} cannot be read from {path.name!r}: {error}") from error
+    if len(raw) != nbytes:
+        raise FormatError(f"{file.label}: external data of {tensor.name!r} is cut short: {len(raw):,} of {nbytes:,} bytes in {path.name!r}")
+    return raw
+
+
+def inlined(source: Any) -> onnx.ModelProto:
+    """The model of `source` (as in `read_model`) with the values of every tensor in it, wherever in the model it stands.
+
+    Whoever gets it has no file to open. Raises `FormatError` as `read_model` does, for external data that may not be read, and for
+    more than protobuf holds.
+    """
+    import onnx
+
+    file = read_model(source)
+    outside = [tensor for tensor in _tensor_protos(file.model) if tensor.data_location == tensor.EXTERNAL]
+    if not outside:
+        return file.model
+    for tensor in outside:
+        check_tensor(tensor, file)
+    total = file.model.ByteSize() + sum(packed_size(tensor.data_type, tuple(tensor.dims))[2] for tensor in outside)
+    if total > PROTOBUF_LIMIT:
+        raise FormatError(
+            f"{file.label} has {total:,} bytes with its external data; a model that runs is one message of at most "
+            f"{PROTOBUF_LIMIT:,}. It can be analysed; to measure it, give the torch model instead"
+        )
+    model = onnx.ModelProto()
+    model.CopyFrom(file.model)
+    for tensor in _tensor_protos(model):
+        if tensor.data_location == tensor.EXTERNAL:
+            tensor.raw_data = _external_bytes(tensor, file)
+            del tensor.external_data[:]
+            tensor.data_location = tensor.DEFAULT
+    return model
+
+
+def _tensor_protos(message: Any) -> Iterator[onnx.TensorProto]:
+    """Every tensor in a message: initializers, attributes, those of subgraphs and functions."""
+    import onnx
+
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for part in (value,) if hasattr(value, "ListFields") else value:
+                if isinstance(part, onnx.TensorProto):
+                    yield part
+                else:
+                    yield from _tensor_protos(part)
 
 
 def to_torch(array: np.ndarray) -> torch.Tensor:

@@ -62,7 +62,9 @@ def _reduced(document: Mapping[str, Any]) -> dict[str, Any]:
         out = {k: without(v) for k, v in value.items()}
         if "metadata" in value and isinstance(value["metadata"], dict):
             kept = {k: v for k, v in value["metadata"].items() if k in KEPT_METADATA}
-            out["metadata"] = kept if _is_module_stack(kept.get("nn_module_stack", "")) else {k: kept[k] for k in kept if k == "stack_trace"}
+            out["metadata"] = (
+                kept if _is_module_stack(kept.get("nn_module_stack", "")) else {k: kept[k] for k in kept if k == "stack_trace"}
+            )
         return out
 
     return {**without(document), "guards_code": []}
@@ -162,7 +164,9 @@ class _Checker:
         elif field in ("expr_str", "range_constraints"):
             numbered = field == "range_constraints" and value.startswith(("u", "zuf"))  # torch counts up to such a symbol's number
             if not (is_symbol(value) or (is_arithmetic(value) and not numbered)):
-                raise FormatError(f"{self.label}: {self.member} holds the size expression {value[:200]!r}, which is not arithmetic. {SAFER}")
+                raise FormatError(
+                    f"{self.label}: {self.member} holds the size expression {value[:200]!r}, which is not arithmetic. {SAFER}"
+                )
         elif field == "path_name":
             self.named(PAYLOAD, value, where)
         elif field.endswith(("_name", "_values")) or field == "name":

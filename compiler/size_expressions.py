@@ -1,4 +1,4 @@
-"""Symbolic sizes in `.pt2` files: the text that sympy prints (`Max(Integer(1), Symbol('s0', positive=True))`), checked before sympy reads it.
+"""Symbolic sizes in `.pt2` files: the text that sympy prints (`Max(Integer(1), Symbol('s0'))`), checked before sympy reads it.
 
 torch hands the text to `sympy.sympify`, which evaluates it as Python. Read here are calls of sympy's and torch's own arithmetic by
 name, numbers, symbols and operators between them; nothing else. Since sympy computes numbers at once, to any length, powers and
@@ -17,8 +17,8 @@ SYMBOL = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,60}")
 UNBACKED = re.compile(r"(?:u|zuf)([\d_]+)")  # torch counts up to the number of such a symbol
 NUMERAL = re.compile(r"-?(\d{1,40}(\.\d{0,40})?(e[-+]?\d{1,3})?|inf|nan|oo)", re.IGNORECASE)
 SYMPY = (
-    "Abs", "Add", "And", "Eq", "Equality", "Float", "Ge", "GreaterThan", "Gt", "Integer", "Le", "LessThan", "Lt", "Max", "Min", "Mod", "Mul",
-    "Ne", "Not", "Or", "Pow", "Rational", "StrictGreaterThan", "StrictLessThan", "Symbol", "Unequality", "Xor", "ceiling", "floor",
+    "Abs", "Add", "And", "Eq", "Equality", "Float", "Ge", "GreaterThan", "Gt", "Integer", "Le", "LessThan", "Lt", "Max", "Min", "Mod",
+    "Mul", "Ne", "Not", "Or", "Pow", "Rational", "StrictGreaterThan", "StrictLessThan", "Symbol", "Unequality", "Xor", "ceiling", "floor",
 )  # fmt: skip
 POWERS = frozenset(("Pow", "FloatPow", "PowByNatural", "LShift", "RShift", "RoundDecimal"))
 NAMED = frozenset(("Symbol", "Float", "Integer"))  # what may be made from a text
@@ -96,7 +96,12 @@ def _power(node: ast.AST) -> int:
 
 def _raised(base: ast.AST, exponent: ast.AST) -> int:
     number = exponent
-    if isinstance(number, ast.Call) and isinstance(number.func, ast.Name) and number.func.id in ("Integer", "Float", "Rational") and number.args:
+    if (
+        isinstance(number, ast.Call)
+        and isinstance(number.func, ast.Name)
+        and number.func.id in ("Integer", "Float", "Rational")
+        and number.args
+    ):
         number = number.args[0]
     if isinstance(number, ast.UnaryOp) and isinstance(number.op, ast.USub):
         number = number.operand

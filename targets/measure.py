@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.errors import NeaptideError
+from ..compiler.models import load_model, model_name
 from .cost import Cost
 from .database import CostDatabase
 from .remember import remember
@@ -60,6 +61,7 @@ def measure(
     predict from; `MissingExtraError` without `neaptide[mcu]`.
     """
     spec = load_target(target) if isinstance(target, str) else target
+    name, model = name or model_name(model), load_model(model)
     if predict or predictor is not None:
         from .predict import predicted_cost
 

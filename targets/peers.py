@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from ..compiler.models import is_onnx, load_model
+from .onnx_session import onnx_session
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,12 +51,9 @@ def _runners(
     import torch
 
     runners: dict[str, Runner] = {}
-    module, content = model, None
-    if isinstance(model, (str, Path)):
-        module = torch.export.load(str(model)) if Path(model).suffix == ".pt2" else None
-        content = None if module is not None else str(model)
-    elif hasattr(model, "SerializeToString"):
-        module, content = None, model.SerializeToString()
+    module, content = load_model(model), None
+    if is_onnx(module):
+        module, content = None, module.SerializeToString()
     if isinstance(module, torch.export.ExportedProgram):
         module = module.module()
     elif isinstance(module, torch.nn.Module):
@@ -74,12 +73,7 @@ def _runners(
     absent = [name for name in ("onnxruntime",) if find_spec(name) is None] if content is not None else ["onnxruntime or onnxscript"]
     if absent or content is None:
         return runners, (f"onnxruntime is not beside it: {', '.join(absent)} not installed (pip install 'neaptide[dev]')",)
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnx_session(content, threads=threads)
     feeds = {spec.name: array for spec, array in zip(session.get_inputs(), inputs, strict=True)}
     runners["onnxruntime"] = Runner(lambda: session.run(None, feeds), version("onnxruntime"))
     return runners, ()

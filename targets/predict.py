@@ -17,6 +17,7 @@ import numpy as np
 
 from ..compiler.errors import NeaptideError, SourceError
 from ..compiler.graph import Graph
+from ..compiler.models import model_name
 from ..passes.allocate import Plan, allocate
 from ..passes.schedule import schedule
 from .cost import Cost, OpCost
@@ -123,7 +124,7 @@ def _placed(
 
         program = fused_program(graph_relax(model), name=name or model.name)
     else:
-        program = fused_program(to_relax(model, args, kwargs), name=name or type(model).__name__)
+        program = fused_program(to_relax(model, args, kwargs), name=name or model_name(model))
     signatures = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
     if target.kind == "cpu":
         from .tvm.cpu import ALIGNMENT

@@ -7,14 +7,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...compiler.errors import MissingExtraError, SourceError
+from ...compiler.errors import SourceError
 from ...compiler.graph import Graph
+from ...compiler.models import load_model, model_name
 from ...passes.allocate import Plan
+from ..onnx_session import onnx_session
 from ..spec import Target
 from .planning import Planned, planned
 
@@ -60,7 +61,7 @@ def prepare(
     workspaces included.
     """
     with _collector_paused():
-        return _prepared(model, args, kwargs, name or type(model).__name__, inplace)
+        return _prepared(load_model(model), args, kwargs, name or model_name(model), inplace)
 
 
 @contextmanager
@@ -122,8 +123,7 @@ def reference_outputs(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
     import torch
     from torch.utils._pytree import tree_leaves
 
-    if isinstance(model, (str, Path)) and Path(model).suffix == ".pt2":
-        model = torch.export.load(str(model))
+    model = load_model(model)
     if isinstance(model, torch.export.ExportedProgram):
         model = model.module()
         if not args and not kwargs:
@@ -143,12 +143,7 @@ def reference_outputs(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any]
 
 
 def _onnx_reference(model: Any, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise MissingExtraError("onnxruntime", "dev", "comparing an ONNX model's outputs") from error
-    content = str(model) if isinstance(model, (str, Path)) else model.SerializeToString()
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    session = onnx_session(model.SerializeToString())
     feeds = {spec.name: array for spec, array in zip(session.get_inputs(), inputs, strict=True)}
     return [np.asarray(output) for output in session.run(None, feeds)]
 

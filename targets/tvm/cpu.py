@@ -22,6 +22,7 @@ import tvm
 
 from ...compiler.errors import SourceError
 from ...compiler.graph import Graph
+from ...compiler.models import load_model, model_name
 from ...passes.allocate import Plan, allocate
 from ...passes.schedule import schedule
 from ..cost import Cost, OpCost
@@ -68,7 +69,7 @@ def measure_cpu(
         raise SourceError(f"target {target.name} is a {target.kind}; this machine's CPU is the target 'cpu'")
     say = progress or (lambda _: None)
     say("importing and planning")
-    title = name or type(model).__name__
+    title, model = name or model_name(model), load_model(model)
     program = fused_program(to_relax(model, args, kwargs), name=title)
     graph = program.graph
     order = schedule(graph, inputs="planned")

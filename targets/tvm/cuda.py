@@ -22,6 +22,7 @@ from tvm import s_tir, tirx
 
 from ...compiler.errors import SourceError
 from ...compiler.graph import ITEMSIZE, Graph
+from ...compiler.models import load_model, model_name
 from ...compiler.output_files import write_text
 from ...passes.allocate import Plan, allocate
 from ...passes.schedule import schedule
@@ -85,6 +86,7 @@ def measure_cuda(
     """
     say = progress or (lambda _: None)
     say(f"compiling for {target.name}")
+    name, model = name or model_name(model), load_model(model)
     network = compile_network(model, args, kwargs, target=target, name=name)
     device = gpu_name(target)
     if device is None:
@@ -114,7 +116,7 @@ def compile_network(
     """Import, fuse, schedule for `target` and place `model`; no GPU is needed. Seconds for a network of fifty operators."""
     if target.kind != "gpu" or target.tvm.get("kind") != "cuda" or "arch" not in target.tvm:
         raise SourceError(f'target {target.name} is no CUDA GPU: its [tvm] needs kind = "cuda" and an arch such as "sm_90"')
-    program = fused_program(to_relax(model, args, kwargs), name=name or type(model).__name__)
+    program = fused_program(to_relax(model, args, kwargs), name=name or model_name(model))
     kernels = {op: func.with_attr("global_symbol", op) for op, func in program.kernels.items()}
     flops = {op: float(s_tir.analysis.estimate_tir_flops(tvm.IRModule({"main": func}))) for op, func in kernels.items()}
     signatures = {op: signature(op, func) for op, func in program.kernels.items()}

@@ -9,7 +9,6 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
@@ -18,6 +17,7 @@ import tvm
 
 from ...compiler.args import torch_dtype
 from ...compiler.graph import ITEMSIZE, Graph
+from ...compiler.models import load_model
 from ...passes.allocate import Plan
 from ..nvcc import cuda_compiler
 from ..spec import Target
@@ -91,8 +91,7 @@ def torch_eager(
     import torch
     from torch.utils._pytree import tree_map
 
-    if isinstance(model, (str, Path)) and Path(model).suffix == ".pt2":
-        model = torch.export.load(str(model))
+    model = load_model(model)
     if isinstance(model, torch.export.ExportedProgram):
         module: Any = copy.deepcopy(model.module())
     elif isinstance(model, torch.nn.Module):

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import tvm
 from tvm import relax
 
-from ...compiler.errors import MissingExtraError, SourceError, TraceError
+from ...compiler.errors import SourceError, TraceError
+from ...compiler.models import is_onnx, load_model
 from .folding import fold_batch_norm
 from .traced import Untranslated, traced_relax
 
@@ -24,21 +25,15 @@ def to_relax(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | N
     """
     import torch
 
-    if isinstance(model, (str, Path)):
-        path = Path(model)
-        if path.suffix == ".onnx":
-            return _from_onnx(path)
-        if path.suffix == ".pt2":
-            return _from_exported(torch.export.load(str(path)))
-        raise SourceError(f"{path} is neither .onnx nor .pt2; pass a torch module, an exported program or an ONNX model")
+    model = load_model(model)
     if isinstance(model, torch.nn.Module):
         try:
             return traced_relax(model, args, kwargs)
         except (Untranslated, TraceError):
             return _from_exported(_export(model, args, kwargs))
     if isinstance(model, torch.export.ExportedProgram):
-        return _from_exported(model)
-    if hasattr(model, "graph") and hasattr(model, "opset_import"):
+        return _from_exported(_own_copy(model))
+    if is_onnx(model):
         return _from_onnx(model)
     raise SourceError(f"cannot import a {type(model).__name__}; pass a torch module, an exported program or an ONNX model")
 
@@ -56,6 +51,17 @@ def _export(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) 
             part.training = training
 
 
+def _own_copy(program: Any) -> Any:
+    """A program over the same weights that may be changed. Raises `SourceError` for one that was saved without them."""
+    missing = next((name for name, value in program.state_dict.items() if value.is_meta), None)
+    if missing is not None:
+        raise SourceError(f"weight {missing!r} of the exported program has no values: export the model with its weights")
+    module = copy.deepcopy(program.graph_module)
+    for ours, theirs in zip(module.graph.nodes, program.graph.nodes, strict=True):
+        ours.name = theirs.name  # a copy gives names that are Python's own, such as "input", another ending
+    return program._update(module, program.graph_signature, state_dict=dict(program.state_dict))
+
+
 def _from_exported(program: Any) -> tvm.IRModule:
     from tvm.relax.frontend.torch import from_exported_program
 
@@ -66,14 +72,8 @@ def _from_exported(program: Any) -> tvm.IRModule:
 
 
 def _from_onnx(model: Any) -> tvm.IRModule:
-    try:
-        import onnx
-    except ImportError as error:
-        raise MissingExtraError("onnx", "onnx", "reading ONNX models") from error
     from tvm.relax.frontend.onnx import from_onnx
 
-    if isinstance(model, Path):
-        model = onnx.load(str(model))
     mod = from_onnx(model, keep_params_in_input=False)
     return relax.transform.DecomposeOpsForInference()(mod)
 

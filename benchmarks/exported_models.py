@@ -12,7 +12,6 @@ from torch import nn
 from torch.export import Dim
 from torch.nn import functional as F
 
-
 Case = tuple[nn.Module, tuple[Any, ...], dict[str, Any], Any]
 CASES: dict[str, Callable[[], Case]] = {}
 
@@ -84,7 +83,12 @@ CASES["embedding"] = lambda: (nn.Embedding(10, 4), (torch.tensor([[1, 2], [3, 4]
 CASES["embedding-bag"] = lambda: (nn.EmbeddingBag(10, 4), (torch.tensor([[1, 2], [3, 4]]),), {}, None)
 
 CASES["linear-dynamic"] = lambda: (nn.Linear(8, 4), (torch.rand(3, 8),), {}, ({0: BATCH},))
-CASES["conv-dynamic"] = lambda: (nn.Conv2d(4, 6, 3, stride=2), (torch.rand(2, 4, 9, 11),), {}, ({0: BATCH, 2: Dim("h", min=6), 3: Dim("w", min=6)},))
+CASES["conv-dynamic"] = lambda: (
+    nn.Conv2d(4, 6, 3, stride=2),
+    (torch.rand(2, 4, 9, 11),),
+    {},
+    ({0: BATCH, 2: Dim("h", min=6), 3: Dim("w", min=6)},),
+)
 CASES["pool-dynamic"] = lambda: (nn.AvgPool2d(2, ceil_mode=True), (torch.rand(2, 4, 9, 11),), {}, ({2: Dim.AUTO},))
 CASES["attention-dynamic"] = lambda: (
     nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval(), (torch.rand(2, 5, 8),), {}, ({0: BATCH, 1: LENGTH},)
