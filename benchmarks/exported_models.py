@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch._higher_order_ops as higher_order
 from torch import nn
 from torch.export import Dim
 from torch.nn import functional as F
@@ -113,7 +114,7 @@ function("item", lambda x: x[: int(x.shape[0] - 1)] * x.sum().item(), ROWS)
 
 
 def _slice_by_value(x: torch.Tensor, n: torch.Tensor) -> torch.Tensor:
-    k = n.item()
+    k: Any = n.item()
     torch._check(k >= 0)
     torch._check(k <= x.shape[0])
     return x[:k].sum() + x.narrow(0, 0, k).sum()
@@ -133,9 +134,9 @@ function("vmap", lambda x, y: torch.vmap(torch.dot)(x, y), ROWS, ROWS)
 function("vmap-dynamic", lambda x: torch.vmap(lambda r: r * r.sum())(x), ROWS, dynamic=({0: BATCH},))
 function("vmap-nested", lambda x: torch.vmap(torch.vmap(torch.sin), in_dims=1, out_dims=1)(x), ROWS)
 function("cond", lambda x: torch.cond(x.sum() > 0, lambda x: x * 2, lambda x: x.sin(), (x,)), ROWS)
-function("while-loop", lambda x: torch._higher_order_ops.while_loop(lambda x: x.sum() < 100, lambda x: (x * 2,), (x,)), ROWS)
-function("scan", lambda x: torch._higher_order_ops.scan(lambda c, x: (c + x, c * x), torch.zeros(8), x), ROWS)
-function("map", lambda x: torch._higher_order_ops.map(lambda r: r.cos(), x), ROWS)
+function("while-loop", lambda x: higher_order.while_loop(lambda x: x.sum() < 100, lambda x: (x * 2,), (x,)), ROWS)
+function("scan", lambda x: higher_order.scan(lambda c, x: (c + x, c * x), torch.zeros(8), x), ROWS)
+function("map", lambda x: higher_order.map(lambda r, *_: r.cos(), x), ROWS)
 
 
 def _quiet(x: torch.Tensor) -> torch.Tensor:

@@ -118,16 +118,16 @@ class _Checker:
         elif not (hint is float and type(value) is int):
             self.typed(hint, value, where)
 
-    def typed(self, kind: type, value: Any, where: str) -> Any:
+    def typed(self, kind: Any, value: Any, where: str) -> Any:
         if type(value) is not kind:
             raise self.wrong(where, f"of type {type(value).__name__}, where a {kind.__name__} belongs")
         if kind is int and abs(value) > LARGEST:
             raise self.wrong(where, "beyond 64 bits")
         return value
 
-    def record(self, cls: type, value: dict[str, Any], where: str) -> None:
+    def record(self, cls: Any, value: dict[str, Any], where: str) -> None:
         """One dataclass, or the one field of a union."""
-        union = issubclass(cls, schema._Union)
+        union = issubclass(cls, vars(schema)["_Union"])
         hints = _hints(cls)
         if union and (len(value) != 1 or next(iter(value)) not in hints):
             raise self.wrong(where, f"with the fields {sorted(map(str, value))[:5]}, where one of a {cls.__name__} belongs")
@@ -208,7 +208,7 @@ def _resolved(hint: Any) -> Any:
 
 @functools.cache
 def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls, globalns=vars(schema))
+    return typing.get_type_hints(cls, globalns=dict(vars(schema)))
 
 
 def _check_tree(text: str, checker: _Checker, where: str, *, keywords: bool = False) -> None:
