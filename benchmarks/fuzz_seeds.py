@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .onnx_cases import onnx_cases
+
 SIZE_LIMIT = 24_000  # bytes of an ONNX file: larger ones make other faults no likelier, and each case slower
 TARGET, TOOLCHAIN = "stm32f746", "t1"
 
@@ -54,12 +56,7 @@ def _small_nets() -> Iterator[tuple[str, Any, tuple[Any, ...]]]:
 
 def _onnx(folder: Path) -> Iterator[Path]:
     """Every operator by itself, from onnx's own suite (sequences, control flow, quantised and recurrent ones too), and whole models."""
-    from onnx.backend.test.case.node import collect_testcases
-
-    with np.errstate(all="ignore"):
-        cases = collect_testcases(None)
-    for case in cases:
-        assert case.model is not None
+    for case in onnx_cases():
         yield _written(folder / f"{case.name}.onnx", case.model.SerializeToString())
     for name, model in _composed():
         yield _written(folder / f"{name}.onnx", model.SerializeToString())
