@@ -35,7 +35,9 @@ folders = sys.argv.pop(1).splitlines()
 sys.path[:] = folders + [p for p in sys.path if p not in folders]
 from importlib import import_module
 import_module(sys.argv.pop(1)).main()"""
-_HOME = str(Path(os.path.abspath(__file__)).parents[2])
+_PACKAGE = Path(os.path.abspath(__file__)).parents[1]
+# The folder to find this package in, unless it is a checkout of another name: such a one is found by its installation.
+_HOME = (str(_PACKAGE.parent),) if _PACKAGE.name == str(__package__).partition(".")[0] else ()
 _FLAG = "-P" if sys.version_info >= (3, 11) else "-I"
 PATIENCE_S = 5.0
 _lock = threading.RLock()
@@ -175,7 +177,7 @@ def import_folders() -> list[str]:
     """Where a child looks for modules: this process's absolute folders in order, without the working directory, then Neaptide's own."""
     here = os.path.realpath(os.getcwd()) if _has_working_directory() else None
     folders = [p for p in sys.path if os.path.isabs(p) and os.path.realpath(p) != here and "\n" not in p]
-    return list(dict.fromkeys((*folders, _HOME)))
+    return list(dict.fromkeys((*folders, *_HOME)))
 
 
 def _has_working_directory() -> bool:

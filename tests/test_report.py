@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import neaptide
-from neaptide.compiler.errors import FormatError, SourceError
+from neaptide.compiler.errors import SourceError, WriteError
 from neaptide.compiler.foreign_text import shown
 from neaptide.compiler.graph import Graph, GraphBuilder
 from neaptide.passes.liveness import liveness
@@ -283,14 +283,14 @@ def test_files_are_whole_or_not_there(analysis, tmp_path, monkeypatch, method):
     getattr(analysis, method)(target)
     before = target.read_bytes()
     assert before
-    with pytest.raises(FormatError, match="nowhere"):
+    with pytest.raises(WriteError, match="nowhere"):
         getattr(analysis, method)(tmp_path / "nowhere" / "out")
 
-    def full(*args):
+    def full(handle):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(FormatError, match="No space left"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(WriteError, match="No space left"):
         getattr(analysis, method)(target)
     assert target.read_bytes() == before
     assert os.listdir(tmp_path) == ["out"]
