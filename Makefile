@@ -17,7 +17,7 @@ comma       := ,
 $(foreach venv,$(VENV) $(ZOO) $(PEERS),$(shell test -x $(venv)/bin/python || rm -rf $(venv)/bin $(venv)/.ready))
 $(foreach venv,$(VENV) $(ZOO) $(PEERS),$(if $(filter-out $(CURDIR),$(shell cat $(venv)/.ready 2>/dev/null)),$(shell rm -f $(venv)/.ready)))
 
-.PHONY: help demo test lint zoo bench fuzz fuzz-files fuzz-kill docs wheel clean distclean
+.PHONY: help demo test lint zoo bench fuzz fuzz-files fuzz-kill fuzz-environment docs wheel clean distclean
 
 help:
 	@echo 'make demo       analyze a real network from end to end and write an HTML report'
@@ -28,6 +28,7 @@ help:
 	@echo 'make fuzz       100,000 random graphs against brute force'
 	@echo 'make fuzz-files 100,000 damaged files through the commands that read them'
 	@echo 'make fuzz-kill  commands killed at 50 random moments, and ten started for the first time at once'
+	@echo 'make fuzz-environment  faults of disks, folders, streams, limits and users, in the middle of every command'
 	@echo 'make docs       the reference pages, and a check of every link'
 	@echo 'make wheel      a wheel and an sdist, into dist/'
 	@echo 'make clean      remove what was built; make distclean removes the environments too'
@@ -57,6 +58,9 @@ fuzz-files: $(VENV)/.ready
 
 fuzz-kill: $(VENV)/.ready
 	$(VENV)/bin/python -m benchmarks.kill
+
+fuzz-environment: $(VENV)/.ready
+	$(VENV)/bin/python -m benchmarks.environment_faults
 
 docs: $(VENV)/.ready
 	$(VENV)/bin/python docs/build.py

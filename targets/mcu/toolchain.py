@@ -6,6 +6,7 @@ Both take the core's flags from the target, the same C, and the same linker scri
 from __future__ import annotations
 
 import ctypes
+import errno
 import hashlib
 import os
 import re
@@ -18,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from ...compiler.cache_folder import warn_once
+from ...compiler.cache_folder import at_home, warn_once
 from ...compiler.children import ProgramError, program, run, zig
 from ...compiler.errors import BudgetError, MissingExtraError, NeaptideError
 from ...compiler.scratch import once, scratch
@@ -28,6 +29,8 @@ from .firmware import FIRMWARE, EmulationError, Firmware, too_large_for_board
 
 Compiler = Literal["zig", "gcc"]
 GCC = "arm-none-eabi-gcc"
+COMPILER_S = 600  # of processor time: far more than any group of operators takes
+ZIG_CACHES = ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR")
 _OVERFLOW = re.compile(r"region [`']?(\w+)'?:? overflowed by (\d+) bytes")
 _NO_ROOM = re.compile(r"[^\n]*(?:No space left|NoSpaceLeft|quota exceeded|DiskQuota|File too large|FileTooBig)[^\n]*")
 PROCESSORS = os.cpu_count() or 1
@@ -243,19 +246,41 @@ def _compiled(command: Sequence[str], made: Path) -> None:
     """Run a compiler that writes `made`. Where zig fails it is asked again with an empty cache: the one that it shares may be full,
     damaged or nowhere.
     """
-    try:
-        run(command, folder=made.parent, made=made)
+    if command[0] != zig():
+        run(command, folder=made.parent, made=made, limit_s=COMPILER_S)
         return
-    except ProgramError as error:
-        if command[0] != zig() or _OVERFLOW.search(error.said):
+    failed: ProgramError | OSError
+    try:
+        _zig(command, made, _zig_cache())
+        return
+    except (ProgramError, OSError) as error:
+        if isinstance(error, ProgramError) and _OVERFLOW.search(error.said):
             raise
         failed = error
     with scratch() as fresh:
         try:
-            run(command, folder=made.parent, made=made, variables={"ZIG_GLOBAL_CACHE_DIR": str(fresh), "ZIG_LOCAL_CACHE_DIR": str(fresh)})
-        except ProgramError:
-            raise failed from None
-    reason = " ".join(failed.said.split())[:200]
+            _zig(command, made, fresh)
+        except ProgramError as error:
+            raise failed if isinstance(failed, ProgramError) else error from None
+    reason = " ".join(failed.said.split())[:200] if isinstance(failed, ProgramError) else failed.strerror
     warn_once(
         "zig's cache", f"zig works without its cache only ({reason}): remove that, or set ZIG_GLOBAL_CACHE_DIR to a folder to write in"
     )
+
+
+def _zig(command: Sequence[str], made: Path, cache: Path) -> None:
+    run(command, folder=made.parent, made=made, limit_s=COMPILER_S, variables={name: str(cache) for name in ZIG_CACHES})
+
+
+def _zig_cache() -> Path:
+    """The folder that zig shares among all that it compiles for this user. Raises `OSError` where it cannot be written to: zig itself
+    would try to make it for ever.
+    """
+    import platformdirs
+
+    named = os.environ.get(ZIG_CACHES[0])
+    folder = Path(named).absolute() if named else at_home(Path(platformdirs.user_cache_dir("zig", appauthor=False)))
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, "no permission to write in it", str(folder))
+    return folder
