@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import random
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, find, given, settings
@@ -181,3 +183,47 @@ def test_oracles_need_neither_hypothesis_nor_torch():
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "pip install 'neaptide[testing]'" in done.stdout
+
+
+# ---- tests that mean the same on every machine ------------------------------------------------------------------------
+
+CLOCKS = {"perf_counter", "process_time", "thread_time", "monotonic", "time"}
+
+
+def clock_calls(node: ast.AST, names: set[str] = CLOCKS) -> bool:
+    return any(
+        isinstance(call, ast.Call) and (getattr(call.func, "attr", None) or getattr(call.func, "id", None)) in names
+        for call in ast.walk(node)
+    )
+
+
+def resting_on_time(source: str) -> list[int]:
+    """Lines of a test file that measure how long something took, or let time pass in a test and hope that it was enough.
+
+    What is allowed: loops that wait for something, and give up at a deadline.
+    """
+    tree = ast.parse(source)
+    loops = [loop for loop in ast.walk(tree) if isinstance(loop, ast.While)]
+    waiting = {id(node) for loop in loops for node in ast.walk(loop)}
+    tests = [node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")]
+    spans = {
+        node.lineno
+        for node in ast.walk(tree)
+        if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Sub) and clock_calls(node) and id(node) not in waiting
+    }
+    naps = {
+        node.lineno
+        for test in tests
+        for node in ast.walk(test)
+        if isinstance(node, ast.Call) and clock_calls(node, {"sleep"}) and id(node) not in waiting
+    }
+    return sorted(spans | naps)
+
+
+def test_no_test_rests_on_the_speed_of_the_machine():
+    wrong = "def test_a():\n    begun = time.perf_counter()\n    time.sleep(0.3)\n    work()\n    assert time.perf_counter() - begun < 1\n"
+    waits = "def test_b():\n    end = time.monotonic() + 60\n    while not there():\n"
+    waits += "        assert time.monotonic() < end\n        time.sleep(0.1)\n"
+    assert resting_on_time(wrong) == [3, 5] and resting_on_time(waits) == []
+    found = {path.name: resting_on_time(path.read_text(encoding="utf-8")) for path in sorted(Path(__file__).parent.glob("*.py"))}
+    assert {name: lines for name, lines in found.items() if lines} == {}
