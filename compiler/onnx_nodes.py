@@ -7,6 +7,7 @@ their numbers and nothing outside the file, and operands that are tensors (or se
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import TYPE_CHECKING, Any, cast
@@ -56,6 +57,8 @@ TEXTS: dict[str, dict[str, tuple[str, ...]]] = {
     "TensorScatter": {"mode": ("linear", "circular")},
     "Upsample": {"mode": ("nearest", "linear", "bilinear", "cubic")},
 }  # fmt: skip
+_TERM = r"[A-Za-z ]*(?:\.\.\.)?[A-Za-z ]*"
+_EQUATION = re.compile(rf"{_TERM}(?:,{_TERM})*(?:->{_TERM})?")
 _KINDS = {
     1: "float", 2: "int", 3: "string", 4: "tensor", 5: "graph", 6: "floats", 7: "ints", 8: "strings", 9: "tensors", 10: "graphs",
     11: "sparse tensor", 12: "sparse tensors", 13: "type", 14: "types",
@@ -95,6 +98,10 @@ def check_attributes(node: onnx.NodeProto, schema: onnx.defs.OpSchema | None, fi
 
 
 def _check_texts(node: onnx.NodeProto, error: Callable[[str], FormatError]) -> None:
+    if node.op_type == "Einsum":
+        equation = next((a.s.decode(errors="replace") for a in node.attribute if a.name == "equation"), "")
+        if not _EQUATION.fullmatch(equation):
+            raise error(f"has the equation {equation[:40]!r}; one is written as in 'ij,jk->ik', with letters and ... for dimensions")
     called = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
     for attribute in node.attribute:
         allowed = TEXTS.get(called, {}).get(attribute.name)

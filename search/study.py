@@ -77,7 +77,7 @@ class Study:
         """
         optuna = import_optuna()
         storage = _storage(url)
-        with quiet(), _storage_errors(url):
+        with quiet(), _storage_errors(url), _reading(url):
             if name not in optuna.get_all_study_names(storage):
                 directions = ["maximize" if o.maximize else "minimize" for o in objectives]
                 optuna.create_study(study_name=name, storage=storage, directions=directions)
@@ -200,10 +200,24 @@ class Study:
             elif trial.state in (states.COMPLETE, states.PRUNED):
                 if "index" not in facts:
                     raise FormatError(f"trial {trial.number} at {self.url} was not written by Neaptide; keep other trials out of the study")
-                values = MappingProxyType({k: float(v) if v in INFINITE else v for k, v in facts.items() if k not in FACTS})
-                arch = Architecture(self._space.name, tuple(trial.params[name] for name in sorted(trial.params)))
-                index = facts["index"]
-                self.finished[index] = Trial(index, arch, facts["origin"], values, facts["violation"], facts["seconds"])
+                self.finished[facts["index"]] = self._finished(trial)
+
+    def _finished(self, trial: Any) -> Trial:
+        """A trial as it was told. Raises `FormatError` for one whose numbers are none, or whose genes are not of this space."""
+        facts, where = trial.user_attrs, f"trial {trial.number} of the study at {self.url}"
+        values = {k: float(v) if v in INFINITE else v for k, v in facts.items() if k not in FACTS}
+        numbers = {**values, **{k: facts.get(k) for k in ("violation", "seconds")}}
+        wrong = next((k for k, v in numbers.items() if isinstance(v, bool) or not isinstance(v, int | float)), None)
+        if wrong is not None:
+            raise FormatError(f"{where} is damaged: its {wrong} is {numbers[wrong]!r}, which is no number")
+        if type(facts["index"]) is not int or facts["index"] < 0 or not isinstance(facts.get("origin"), str):
+            raise FormatError(f"{where} is damaged: it has the index {facts['index']!r} and the origin {facts.get('origin')!r}")
+        genes = tuple(trial.params[name] for name in sorted(trial.params))
+        most = [int(c) for c in self._space.cardinalities]
+        if len(genes) != len(most) or not all(type(g) is int and 0 <= g < c for g, c in zip(genes, most, strict=True)):
+            raise FormatError(f"{where} is damaged: its genes {genes!r} are not of {self._space}")
+        arch = Architecture(self._space.name, genes)
+        return Trial(facts["index"], arch, facts["origin"], MappingProxyType(values), facts["violation"], facts["seconds"])
 
 
 def _attribute(value: Any) -> Any:
@@ -216,10 +230,13 @@ def stored_description(url: str, name: str) -> dict[str, Any] | None:
     if (file := _sqlite_file(url)) is not None and not file.exists():
         return None
     storage = _storage(url)
-    with quiet(), _storage_errors(url):
+    with quiet(), _storage_errors(url), _reading(url):
         if name not in optuna.get_all_study_names(storage):
             return None
-        return optuna.load_study(study_name=name, storage=storage).user_attrs.get(KEY)
+        found = optuna.load_study(study_name=name, storage=storage).user_attrs.get(KEY)
+        if not (found is None or isinstance(found, dict)):
+            raise FormatError(f"study {name!r} at {url} is damaged: what it was made with is {found!r:.80}")
+        return found
 
 
 def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -283,7 +300,7 @@ def _storage(url: str) -> Any:
             raise
         return db
 
-    with quiet(), _storage_errors(url):
+    with quiet(), _storage_errors(url), _reading(url):
         return optuna.storages.RDBStorage(url, engine_kwargs={"creator": connected})
 
 
@@ -308,3 +325,12 @@ def _storage_errors(url: str) -> Iterator[None]:
         cause = getattr(error.__cause__ or error, "orig", None) or error
         kept = "what was told before is kept, and --resume goes on from there"
         raise NeaptideError(f"the study at {url} cannot be read or written ({' '.join(str(cause).split())}); {kept}") from error
+
+
+@contextmanager
+def _reading(url: str) -> Iterator[None]:
+    """Optuna believes what its tables hold: a wrong type in one rises as whatever the first use of it raises."""
+    try:
+        yield
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        raise FormatError(f"the study at {url} is damaged, or of another Optuna: {' '.join(str(error).split())}") from error
