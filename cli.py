@@ -16,7 +16,7 @@ import typer
 
 from .cli_analyze import analyze
 from .cli_cost import app as cost
-from .cli_errors import notes, refusal
+from .cli_errors import GONE, notes, refusal, working_folder_exists
 from .cli_measure import measure
 from .cli_plan import allocate, schedule
 from .cli_search import search
@@ -90,6 +90,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], debug: bool) -> int:
+    if not working_folder_exists():
+        return _fail(GONE, 1, debug)
     try:
         sweep()
         with safe_environment():

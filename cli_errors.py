@@ -14,6 +14,7 @@ from .compiler.cache_folder import NeaptideWarning
 from .report.console import note
 
 MEMORY = "out of memory; give a smaller --input, or a factory that builds on the meta device"
+GONE = "the working folder was removed; go to one that exists"
 _WAYS_OUT = {
     (errno.ENOSPC, errno.EDQUOT): "free space on that disk, or set TMPDIR and NEAPTIDE_CACHE to folders on another",
     (errno.EFBIG,): "raise the limit on the size of a file (ulimit -f)",
@@ -35,14 +36,15 @@ def refusal(error: Exception) -> str | None:
         return f"a database cannot be used: {said}; free space on its disk, or name another"
     if not isinstance(error, OSError):
         return None
-    if isinstance(error, FileNotFoundError) and not _here():
-        return "the working folder was removed; go to one that exists"
+    if isinstance(error, FileNotFoundError) and not working_folder_exists():
+        return GONE
     named = f" ({error.filename!r})" if error.filename is not None else ""
     way_out = next((f"; {words}" for numbers, words in _WAYS_OUT.items() if error.errno in numbers), "")
     return f"the system refused: {error.strerror or said}{named}{way_out}"
 
 
-def _here() -> bool:
+def working_folder_exists() -> bool:
+    """Whether this process still has a folder to work in. Where it has none, MKL ends a process as soon as torch multiplies matrices."""
     try:
         os.getcwd()
     except OSError:

@@ -155,6 +155,7 @@ def search(
     from .targets.side_costs import SideCosts
 
     outputs = Outputs(csv, html)
+    _load_torch()
     with Stages() as stages, SideCosts(database or None) as costs:
         try:
             result = run(
@@ -188,6 +189,13 @@ def search(
     costs.raise_lost()
     outputs.raise_failed()
     return 0
+
+
+def _load_torch() -> None:
+    """Load all of torch, MKL with it, while the working folder is sure to exist: a search runs for long, and MKL needs one to load."""
+    import torch
+
+    torch.nn.functional.linear(torch.ones(2, 2), torch.ones(2, 2))
 
 
 def _write_network(result: Any, folder: Path, outputs: Outputs) -> bool | None:

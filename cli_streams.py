@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 
+from .compiler.children import hold_descriptors
 from .compiler.errors import NeaptideError
 
 
@@ -21,7 +22,7 @@ class OutputError(NeaptideError):
 @contextlib.contextmanager
 def standard_streams() -> Iterator[None]:
     """Inside: the streams of this process, if they are its own, behave as this module says, and show what they can of any text."""
-    _hold_descriptors()
+    hold_descriptors()
     own = sys.stdout is sys.__stdout__ and sys.stderr is sys.__stderr__
     if not own:
         yield
@@ -34,19 +35,6 @@ def standard_streams() -> Iterator[None]:
             with contextlib.suppress(OutputError, BrokenPipeError):  # a command that fails has its own sentence
                 stream.flush()
         sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
-
-
-def _hold_descriptors() -> None:
-    """Put something where a standard descriptor is closed: the next file opened would take its number, and what is printed."""
-    for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):  # to read from, so that writing to it fails
-        try:
-            os.fstat(descriptor)
-        except OSError:
-            with contextlib.suppress(OSError):
-                opened = os.open(os.devnull, mode)
-                if opened != descriptor:
-                    os.dup2(opened, descriptor)
-                    os.close(opened)
 
 
 class _Stream(io.TextIOWrapper):

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from multiprocessing import parent_process, util
 from multiprocessing.context import SpawnContext, SpawnProcess
@@ -60,6 +60,19 @@ class Said(NamedTuple):
     complaint: str
 
 
+def hold_descriptors() -> None:
+    """Put something where a standard descriptor is closed: the next file or pipe would take its number, and what is printed."""
+    for descriptor, mode in ((0, os.O_RDONLY), (1, os.O_RDONLY), (2, os.O_WRONLY)):  # to read from, so that writing to it fails
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            with suppress(OSError):
+                opened = os.open(os.devnull, mode)
+                if opened != descriptor:
+                    os.dup2(opened, descriptor)
+                    os.close(opened)
+
+
 class Child:
     """A running program with pipes to its standard streams; leaving the `with` block ends it and all that it started."""
 
@@ -68,6 +81,7 @@ class Child:
         (unheeded on Windows). `folder`: where it runs. `options`: of `subprocess.Popen`. Raises `ProgramError` when it cannot start.
         """
         self.words, self._lifeline = words, -1
+        hold_descriptors()
         options = {"cwd": folder or os.path.abspath(os.sep), "env": environment(), **options}
         try:
             if os.name == "posix":

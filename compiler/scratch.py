@@ -36,7 +36,7 @@ def scratch() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        _let_go(handle, f"{folder}{LOCK}")
+        _let_go(handle, None if folder.exists() else f"{folder}{LOCK}")  # the next run sweeps what could not be removed now
 
 
 def sweep() -> int:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar
 
 from ..compiler.cache_folder import at_home
 from ..compiler.errors import FormatError, NeaptideError
@@ -26,6 +26,7 @@ from ..compiler.sqlite_files import WAIT_S, ForeignSchemaError, check_schema, co
 from .rows import TABLES, UNITS, NetworkRow, OperatorRow, Row, Unit, checked_row
 
 FILE = "costs.sqlite"
+Own = TypeVar("Own", bound="CostDatabase")
 
 # Step k takes a file from version k to k + 1; a released step never changes.
 MIGRATIONS = (
@@ -143,7 +144,7 @@ class CostDatabase:
                 self._connection.close()
                 self._connection = None
 
-    def __enter__(self) -> CostDatabase:
+    def __enter__(self: Own) -> Own:
         return self
 
     def __exit__(self, *_: object) -> None:
