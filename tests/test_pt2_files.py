@@ -379,7 +379,7 @@ def test_weights_that_claim_terabytes_take_none(small, tmp_path, held):
     config = json.loads(members["data/weights/model_weights_config.json"])
     meta = next(iter(config["config"].values()))
     meta["tensor_meta"]["sizes"] = [{"as_int": 2**40}, {"as_int": 4}]
-    members["data/weights/model_weights_config.json"] = json.dumps(config)
+    members["data/weights/model_weights_config.json"] = json.dumps(config).encode()
     if held is not None:
         members[f"data/weights/{meta['path_name']}"] = held
     path = written(tmp_path / "claim.pt2", members)
