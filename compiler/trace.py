@@ -33,6 +33,7 @@ from .answers import Answers
 from .errors import NeaptideError, TraceError
 from .fake import Fakes, QuickFakeTensorMode, borrowed, kernel_strides
 from .graph import Graph
+from .ordinary import check_arguments, check_module, uncompiled
 from .recorder import OWN_FOLDER, REFERENCE_FILES, TORCH_FOLDER, Recorder
 from .structure import map_tensors, tensors_in
 from .weightless import eager_branches, weightless
@@ -64,13 +65,17 @@ def trace(
     args = (args,) if isinstance(args, torch.Tensor) else args
     _check_request(args, kwargs, device, mode)
     kwargs = dict(kwargs or {})
-    if mode == "training":
-        from .training import trace_training
+    check_arguments(args, kwargs)
+    with uncompiled(model):
+        if mode == "training":
+            if allow_real_run:
+                raise TraceError("allow_real_run=True is for inference: a training step is recorded on fake tensors alone; leave it out")
+            from .training import trace_training
 
-        return trace_training(as_module(model), args, kwargs, device=device, loss=loss, optimizer=optimizer)
-    if loss is not None or optimizer is not None:
-        raise TraceError(f"{'loss' if loss is not None else 'optimizer'}= belongs to mode='training'; this is mode='inference'")
-    return _climb(model, args, kwargs, allow_real_run)
+            return trace_training(as_module(model), args, kwargs, device=device, loss=loss, optimizer=optimizer)
+        if loss is not None or optimizer is not None:
+            raise TraceError(f"{'loss' if loss is not None else 'optimizer'}= belongs to mode='training'; this is mode='inference'")
+        return _climb(model, args, kwargs, allow_real_run)
 
 
 def _check_request(args: Any, kwargs: Any, device: str, mode: str) -> None:
@@ -162,9 +167,9 @@ class Function(torch.nn.Module):
 def as_module(model: Any) -> torch.nn.Module:
     """`model` as an ordinary module: compiled wrappers are taken off, factories called, functions wrapped."""
     if isinstance(model, torch.nn.Module):
-        if isinstance(model, torch.jit.ScriptModule):
-            raise TraceError(f"{_name(model)} is a TorchScript module, whose ops run unseen: trace the Python module it was made from")
-        return getattr(model, "_orig_mod", model)
+        module = getattr(model, "_orig_mod", model)
+        check_module(module)
+        return module
     if not callable(model):
         raise TraceError(f"model is a {type(model).__name__}: give a torch.nn.Module, a factory of one, or a function of tensors")
     return _built(model) if _is_factory(model) else type(_name(model), (Function,), {})(model)
@@ -319,20 +324,21 @@ def parameter_names(model: Any, count: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def user_errors(model: Any) -> Iterator[None]:
+def user_errors(model: Any, *, training: bool = False) -> Iterator[None]:
     """An exception of the model becomes a `TraceError` with the user's own line and the original message."""
     try:
         yield
     except NeaptideError:
         raise
     except Exception as error:
-        raise explain(error, model) from error
+        raise explain(error, model, training=training) from error
 
 
-def explain(error: Exception, model: Any) -> TraceError:
-    """What went wrong while `model` was traced, in one paragraph."""
+def explain(error: Exception, model: Any, *, training: bool = False) -> TraceError:
+    """What went wrong while `model` was traced, in one paragraph; a training step has no real run to fall back on."""
     if isinstance(error, TraceError):
         return error
+    real_run = "analyze its inference with allow_real_run=True" if training else "pass allow_real_run=True to record one real run"
     line = user_line(error)
     where = f" at {line}" if line else ""
     if isinstance(error, DATA_DEPENDENT):
@@ -340,7 +346,7 @@ def explain(error: Exception, model: Any) -> TraceError:
         what = f"{func}" if func is not None else "a branch or a size"
         return TraceError(
             f"{_name(model)}: {what}{where} depends on the values of tensors, which are not known while tracing: "
-            "give real example inputs, rewrite it, or pass allow_real_run=True to record one real run"
+            f"give real example inputs, rewrite it, or {real_run}"
         )
     if isinstance(error, UnsupportedOperatorException) or "register_fake" in str(error):
         func = getattr(error, "func", None)
@@ -348,9 +354,14 @@ def explain(error: Exception, model: Any) -> TraceError:
         op = str(func).rsplit(".", 1)[0].replace(".", "::", 1) if func is not None else named.group() if named else "an operator"
         return TraceError(
             f"{_name(model)}: {op}{where} has no fake kernel, so its output shapes are not known: register one with "
-            f"torch.library.register_fake({op!r}), or pass allow_real_run=True to record one real run"
+            f"torch.library.register_fake({op!r}), or {real_run}"
         )
     message = " ".join(str(error).split())
+    if "SparseTensorImpl" in message:
+        return TraceError(
+            f"{_name(model)} makes a sparse tensor{where}, whose parts are storages of their own: keep it dense, for example with "
+            "nn.Embedding(sparse=False) or x.to_dense()"
+        )
     return TraceError(f"{_name(model)} raised {type(error).__name__}{where} while it was traced: {message}")
 
 

@@ -151,7 +151,7 @@ def record_step(
     fakes = recorder.fakes
     assert fakes is not None
     _import_what_optimizers_import()
-    with user_errors(model), borrowed(model, fakes), torch.enable_grad(), eager_branches(), kernel_strides(fakes.mode):
+    with user_errors(model, training=True), borrowed(model, fakes), torch.enable_grad(), eager_branches(), kernel_strides(fakes.mode):
         model.train()
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         with fakes.mode:

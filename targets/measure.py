@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.errors import NeaptideError
+from ..compiler.graph import Graph
 from ..compiler.models import load_model, model_name
 from .cost import Cost
 from .database import CostDatabase
@@ -62,6 +63,14 @@ def measure(
     """
     spec = load_target(target) if isinstance(target, str) else target
     name, model = name or model_name(model), load_model(model)
+    if callable(model) and not isinstance(model, Graph):
+        from ..compiler.ordinary import check_arguments, check_values
+        from ..compiler.trace import as_module
+
+        model = as_module(model)
+        check_arguments(args, kwargs or {})
+        check_values(model, args, kwargs or {})
+        args, kwargs = _apart(args, kwargs or {})
     if predict or predictor is not None:
         from .predict import predicted_cost
 
@@ -98,3 +107,17 @@ def measure(
     if database is not None:
         remember(cost, database)
     return cost
+
+
+def _apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with every tensor in them once: one that is passed twice is two inputs of the network."""
+    from ..compiler.structure import map_tensors
+
+    seen: set[int] = set()
+
+    def own(tensor: Any) -> Any:
+        again = id(tensor) in seen
+        seen.add(id(tensor))
+        return tensor.clone() if again else tensor
+
+    return tuple(map_tensors(own, tuple(args))), dict(map_tensors(own, dict(kwargs)))

@@ -70,6 +70,8 @@ def _runners(
         absent = [name for name in ("onnxruntime", "onnxscript") if find_spec(name) is None]
         if not absent:
             content = _exported(module, given, named)
+            if content is None:
+                return runners, ("onnxruntime is not beside it: torch.onnx does not export this model",)
     absent = [name for name in ("onnxruntime",) if find_spec(name) is None] if content is not None else ["onnxruntime or onnxscript"]
     if absent or content is None:
         return runners, (f"onnxruntime is not beside it: {', '.join(absent)} not installed (pip install 'neaptide[dev]')",)
@@ -79,7 +81,8 @@ def _runners(
     return runners, ()
 
 
-def _exported(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
+def _exported(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes | None:
+    """`module` as ONNX; None for one that torch.onnx does not export."""
     import torch
 
     logger = logging.getLogger("torch.onnx")
@@ -89,6 +92,8 @@ def _exported(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> byt
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             program = torch.onnx.export(module, args, kwargs=kwargs, dynamo=True, verbose=False)
+    except torch.onnx.errors.OnnxExporterError:
+        return None
     finally:
         logger.setLevel(level)
     assert program is not None

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import tvm
 from tvm import relax
 
-from ...compiler.errors import SourceError, TraceError
+from ...compiler.errors import NeaptideError, SourceError, TraceError
 from ...compiler.models import is_onnx, load_model
 from .folding import fold_batch_norm
 from .traced import Untranslated, traced_relax
@@ -29,13 +30,27 @@ def to_relax(model: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | N
     if isinstance(model, torch.nn.Module):
         try:
             return traced_relax(model, args, kwargs)
-        except (Untranslated, TraceError):
-            return _from_exported(_export(model, args, kwargs))
+        except (Untranslated, TraceError) as error:
+            with _imported(type(model).__name__, error if isinstance(error, TraceError) else None):
+                return _from_exported(_export(model, args, kwargs))
     if isinstance(model, torch.export.ExportedProgram):
-        return _from_exported(_own_copy(model))
+        with _imported("the exported program"):
+            return _from_exported(_own_copy(model))
     if is_onnx(model):
         return _from_onnx(model)
     raise SourceError(f"cannot import a {type(model).__name__}; pass a torch module, an exported program or an ONNX model")
+
+
+@contextmanager
+def _imported(called: str, traced: TraceError | None = None) -> Iterator[None]:
+    """What torch.export or TVM's importer raises of a model becomes a sentence: that of `traced`, where Neaptide's own trace failed too."""
+    try:
+        yield
+    except NeaptideError:
+        raise
+    except Exception as error:  # neither has an error type of its own
+        said = " ".join(str(error).split())[:300] or "no message"
+        raise traced or SourceError(f"{called} cannot be lowered through TVM: {type(error).__name__}: {said}") from error
 
 
 def _export(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Any:

@@ -18,7 +18,7 @@ from tvm import relax
 from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
 
 from ...compiler.args import decode, torch_dtype
-from ...compiler.errors import NeaptideError
+from ...compiler.errors import NeaptideError, SourceError
 from ...compiler.graph import WEIGHT_ROLES, Graph, Node
 from ...compiler.trace import trace
 from .folding import fold_batch_norm
@@ -44,9 +44,13 @@ class TracedProgram:
 def traced_relax(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> tvm.IRModule:
     """Inference of `module` as a Relax module whose `main` takes its inputs alone, BatchNorm folded.
 
-    Raises `Untranslated` for what TVM's converters or this path do not know, `TraceError` for what cannot be traced.
+    Raises `Untranslated` for what TVM's converters or this path do not know, `TraceError` for what cannot be traced, `SourceError` for what
+    has no result.
     """
-    return graph_relax(trace(module, args, kwargs))
+    graph = trace(module, args, kwargs)
+    if not graph.outputs:
+        raise SourceError(f"{type(module).__name__} returns no tensor that it made; a network that is measured has a result")
+    return graph_relax(graph)
 
 
 def graph_relax(graph: Graph) -> tvm.IRModule:
