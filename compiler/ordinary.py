@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from .errors import TraceError
 from .structure import tensors_in
@@ -36,7 +36,7 @@ def check_module(module: torch.nn.Module) -> None:
                 f"{_part(path, part)} is a TorchScript module, whose ops run unseen: put in the Python module it was made from"
             )
         for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
-            if isinstance(tensor, UninitializedTensorMixin):
+            if is_lazy(tensor):
                 raise TraceError(
                     f"{_part(path, part)} has no {name} yet: it takes its shape from the first input. Call the model once, `model(x)`, "
                     "before you give it"
