@@ -56,6 +56,8 @@ EXPECTED: Mapping[str, Mapping[str, tuple[int, ...]]] = {
     "few open files": {"": EITHER},
     "little memory": {"": EITHER},
     "costs are a folder": {"cost": REFUSED},
+    "home that is nowhere": {"cost": REFUSED},
+    "home that is a file": {"cost": REFUSED},
     "read-only output": {"": REFUSED},
 }
 

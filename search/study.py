@@ -207,9 +207,9 @@ class Study:
         facts, where = trial.user_attrs, f"trial {trial.number} of the study at {self.url}"
         values = {k: float(v) if v in INFINITE else v for k, v in facts.items() if k not in FACTS}
         numbers = {**values, **{k: facts.get(k) for k in ("violation", "seconds")}}
-        wrong = next((k for k, v in numbers.items() if isinstance(v, bool) or not isinstance(v, int | float)), None)
-        if wrong is not None:
-            raise FormatError(f"{where} is damaged: its {wrong} is {numbers[wrong]!r}, which is no number")
+        for name, value in numbers.items():
+            if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, int | float):
+                raise FormatError(f"{where} is damaged: its {name} is {value!r}, which is no number")
         if type(facts["index"]) is not int or facts["index"] < 0 or not isinstance(facts.get("origin"), str):
             raise FormatError(f"{where} is damaged: it has the index {facts['index']!r} and the origin {facts.get('origin')!r}")
         genes = tuple(trial.params[name] for name in sorted(trial.params))
