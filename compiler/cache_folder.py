@@ -6,6 +6,7 @@ import errno
 import os
 import warnings
 from pathlib import Path
+from typing import Literal
 
 
 class NeaptideWarning(UserWarning):
@@ -17,16 +18,20 @@ def cache_folder() -> Path:
     override = os.environ.get("NEAPTIDE_CACHE")
     if override:
         return Path(override)
+    return user_folder("cache", "neaptide")
+
+
+def user_folder(kind: Literal["cache", "data"], name: str) -> Path:
+    """Where this user keeps what a program called `name` caches, or its data. Raises `OSError` for a user who has no home folder."""
     import platformdirs
 
-    return at_home(Path(platformdirs.user_cache_dir("neaptide", appauthor=False)))
-
-
-def at_home(path: Path) -> Path:
-    """`path`, which a user's folders gave. Raises `OSError` where there is no home: then it begins with a "~" that nothing replaced."""
-    if not path.is_absolute():
-        raise FileNotFoundError(errno.ENOENT, "this user has no home folder", str(path))
-    return path
+    try:
+        found = Path((platformdirs.user_cache_dir if kind == "cache" else platformdirs.user_data_dir)(name, appauthor=False))
+    except RuntimeError:  # of newer releases; older ones give a path that begins with a "~" which nothing replaced
+        found = Path("~")
+    if not found.is_absolute():
+        raise FileNotFoundError(errno.ENOENT, "this user has no home folder", "~")
+    return found
 
 
 _said: set[str] = set()

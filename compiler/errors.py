@@ -55,9 +55,18 @@ class BudgetError(NeaptideError):
 
 
 class MissingExtraError(NeaptideError, ImportError):
-    """An optional dependency is absent; the message gives the `pip install` that brings it."""
+    """An optional dependency is absent, and the message gives the `pip install` that brings it; or it is there and does not load, which
+    the error that this one is raised from says.
+    """
 
     exit_code = 2
 
     def __init__(self, package: str, extra: str, purpose: str):
-        super().__init__(f"{purpose} needs {package}, which is not installed: pip install 'neaptide[{extra}]'")
+        self._needs = f"{purpose} needs {package}"
+        super().__init__(f"{self._needs}, which is not installed: pip install 'neaptide[{extra}]'")
+
+    def __str__(self) -> str:
+        cause = self.__cause__
+        if isinstance(cause, ImportError) and not isinstance(cause, ModuleNotFoundError | MissingExtraError):
+            return f"{self._needs}, which is installed and does not load here ({' '.join(str(cause).split())})"
+        return super().__str__()

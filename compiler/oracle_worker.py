@@ -241,6 +241,9 @@ def _limit_memory(nbytes: int) -> None:
         return
     import resource
 
-    with open("/proc/self/statm", encoding="ascii") as stream:
-        mapped = int(stream.read().split()[0]) * resource.getpagesize()
+    try:
+        with open("/proc/self/statm", encoding="ascii") as stream:
+            mapped = int(stream.read().split()[0]) * resource.getpagesize()
+    except OSError:  # without /proc nobody knows how much is mapped, and a limit would be a guess
+        return
     resource.setrlimit(resource.RLIMIT_AS, (mapped + nbytes + (2 << 30), resource.RLIM_INFINITY))

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from ..compiler.cache_folder import at_home
+from ..compiler.cache_folder import user_folder
 from ..compiler.errors import FormatError, NeaptideError
 from ..compiler.sqlite_files import WAIT_S, ForeignSchemaError, check_schema, connect, retry, write_ahead
 from .rows import TABLES, UNITS, NetworkRow, OperatorRow, Row, Unit, checked_row
@@ -57,10 +57,8 @@ def default_path() -> Path:
     override = os.environ.get("NEAPTIDE_COSTS")
     if override:
         return Path(override)
-    import platformdirs
-
     try:
-        return at_home(Path(platformdirs.user_data_dir("neaptide"))) / FILE
+        return user_folder("data", "neaptide") / FILE
     except OSError as error:
         raise NeaptideError(f"no cost database: {error.strerror}; name a file with NEAPTIDE_COSTS or --database") from None
 

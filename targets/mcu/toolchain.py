@@ -19,7 +19,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal
 
-from ...compiler.cache_folder import at_home, warn_once
+from ...compiler.cache_folder import user_folder, warn_once
 from ...compiler.children import ProgramError, program, run, zig
 from ...compiler.errors import BudgetError, MissingExtraError, NeaptideError
 from ...compiler.scratch import once, scratch
@@ -276,10 +276,8 @@ def _zig_cache() -> Path:
     """The folder that zig shares among all that it compiles for this user. Raises `OSError` where it cannot be written to: zig itself
     would try to make it for ever.
     """
-    import platformdirs
-
     named = os.environ.get(ZIG_CACHES[0])
-    folder = Path(named).absolute() if named else at_home(Path(platformdirs.user_cache_dir("zig", appauthor=False)))
+    folder = Path(named).absolute() if named else user_folder("cache", "zig")
     folder.mkdir(parents=True, exist_ok=True)
     if not os.access(folder, os.W_OK):
         raise PermissionError(errno.EACCES, "no permission to write in it", str(folder))
