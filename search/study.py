@@ -137,8 +137,15 @@ class Study:
 
     @property
     def result(self) -> dict[str, Any] | None:
-        """What `set_result` kept last, or None."""
-        return self._storage.get_study_user_attrs(self._id).get(RESULT)
+        """What `set_result` kept last, or None. Raises `FormatError` for what it cannot have kept."""
+        with _storage_errors(self.url), _reading(self.url):
+            found = self._storage.get_study_user_attrs(self._id).get(RESULT)
+        if found is None:
+            return None
+        accuracy = found.get("test_accuracy") if isinstance(found, dict) else found
+        if not isinstance(found, dict) or not (accuracy is None or _is_number(accuracy)):
+            raise FormatError(f"the study at {self.url} is damaged: the end of its search is told as {found!r:.80}")
+        return found
 
     def set_result(self, result: Mapping[str, Any]) -> None:
         """Keep JSON values about the end of the search with the study."""
@@ -208,8 +215,8 @@ class Study:
         values = {k: float(v) if v in INFINITE else v for k, v in facts.items() if k not in FACTS}
         numbers = {**values, **{k: facts.get(k) for k in ("violation", "seconds")}}
         for name, value in numbers.items():
-            if not isinstance(name, str) or isinstance(value, bool) or not isinstance(value, int | float):
-                raise FormatError(f"{where} is damaged: its {name} is {value!r}, which is no number")
+            if not isinstance(name, str) or not _is_number(value):
+                raise FormatError(f"{where} is damaged: its {name} is {value!r:.80}, which is no number of ours")
         if type(facts["index"]) is not int or facts["index"] < 0 or not isinstance(facts.get("origin"), str):
             raise FormatError(f"{where} is damaged: it has the index {facts['index']!r} and the origin {facts.get('origin')!r}")
         genes = tuple(trial.params[name] for name in sorted(trial.params))
@@ -218,6 +225,11 @@ class Study:
             raise FormatError(f"{where} is damaged: its genes {genes!r} are not of {self._space}")
         arch = Architecture(self._space.name, genes)
         return Trial(facts["index"], arch, facts["origin"], MappingProxyType(values), facts["violation"], facts["seconds"])
+
+
+def _is_number(value: Any) -> bool:
+    """Whether `value` is a number as a search tells it: a float, or an integer of 64 bits, which every sum of floats takes."""
+    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)
 
 
 def _attribute(value: Any) -> Any:
