@@ -8,10 +8,10 @@ What was run is kept in the user's data folder, never with a study.
 from __future__ import annotations
 
 import json
-import warnings
 from hashlib import sha256
 from pathlib import Path
 
+from ..compiler.cache_folder import user_folder, warn_once
 from ..compiler.errors import NeaptideError, SourceError
 from ..compiler.output_files import write_text
 
@@ -29,12 +29,12 @@ def remember(file: Path, source: bytes) -> None:
     known = _known()
     if known.get(str(file)) == _digest(source):
         return
-    place = _place()
     try:
+        place = _place()
         place.parent.mkdir(parents=True, exist_ok=True)
         write_text(place, json.dumps({**known, str(file): _digest(source)}, indent=1))
     except (OSError, NeaptideError) as error:
-        warnings.warn(f"that {str(file)!r} was run is not remembered ({error}): to resume this search, give --space again", stacklevel=3)
+        warn_once(str(file), f"that {str(file)!r} was run is not remembered ({error}): to resume this search, give --space again")
 
 
 def check_unchanged(name: str, study: str) -> None:
@@ -68,9 +68,7 @@ def _known() -> dict[str, str]:
 
 
 def _place() -> Path:
-    import platformdirs
-
-    return Path(platformdirs.user_data_dir("neaptide")) / FILE
+    return user_folder("data", "neaptide") / FILE
 
 
 def _digest(source: bytes) -> str:
