@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..compiler.errors import NeaptideError
-from ..compiler.graph import Graph
 from ..compiler.models import load_model, model_name
 from .cost import Cost
 from .database import CostDatabase
@@ -63,7 +62,7 @@ def measure(
     """
     spec = load_target(target) if isinstance(target, str) else target
     name, model = name or model_name(model), load_model(model)
-    if callable(model) and not isinstance(model, Graph):
+    if hasattr(model, "named_modules"):  # a torch module, told without importing torch
         from ..compiler.ordinary import check_arguments, check_values
         from ..compiler.trace import as_module
 

@@ -209,6 +209,10 @@ def test_torch_runs_programs_and_leaves_onnx(tmp_path):
         eager = torch_eager(source, (), None, [x.numpy()], device="cpu")
         assert eager is not None
         torch.testing.assert_close(eager(), model(x))
+    onnx = pytest.importorskip("onnx")
+    ends = [onnx.helper.make_tensor_value_info(name, 1, [4]) for name in "xy"]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", ends[:1], ends[1:])
+    (tmp_path / "net.onnx").write_bytes(onnx.helper.make_model(graph).SerializeToString())
     assert torch_eager(tmp_path / "net.onnx", (), None, [x.numpy()], device="cpu") is None
 
 
