@@ -61,19 +61,24 @@ def check_values(module: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) ->
 
 @contextlib.contextmanager
 def uncompiled(model: Any) -> Iterator[None]:
-    """Inside: every part of a module that torch.compile made is the module that it was made from."""
-    changed = []
-    if isinstance(model, torch.nn.Module):
-        for parent in list(model.modules()):
-            for name, child in list(parent._modules.items()):
-                if child is not None and (original := getattr(child, "_orig_mod", None)) is not None:
-                    changed.append((parent, name, child))
-                    parent._modules[name] = original
+    """Inside: every part of a module that torch.compile made, or `module.compile()` changed, is the module that it was made from."""
+    wrapped: list[tuple[torch.nn.Module, str, torch.nn.Module]] = []
+    changed: list[tuple[torch.nn.Module, Any]] = []
+    for part in list(model.modules()) if isinstance(model, torch.nn.Module) else ():
+        for name, child in list(part._modules.items()):
+            if child is not None and (original := getattr(child, "_orig_mod", None)) is not None:
+                wrapped.append((part, name, child))
+                part._modules[name] = original
+        if part._compiled_call_impl is not None:
+            changed.append((part, part._compiled_call_impl))
+            part._compiled_call_impl = None
     try:
         yield
     finally:
-        for parent, name, child in changed:
-            parent._modules[name] = child
+        for part, name, child in wrapped:
+            part._modules[name] = child
+        for part, call in changed:
+            part._compiled_call_impl = call
 
 
 def _arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:

@@ -66,16 +66,17 @@ def trace(
     _check_request(args, kwargs, device, mode)
     kwargs = dict(kwargs or {})
     check_arguments(args, kwargs)
-    with uncompiled(model):
-        if mode == "training":
-            if allow_real_run:
-                raise TraceError("allow_real_run=True is for inference: a training step is recorded on fake tensors alone; leave it out")
-            from .training import trace_training
+    if mode == "training":
+        if allow_real_run:
+            raise TraceError("allow_real_run=True is for inference: a training step is recorded on fake tensors alone; leave it out")
+        from .training import trace_training
 
-            return trace_training(as_module(model), args, kwargs, device=device, loss=loss, optimizer=optimizer)
-        if loss is not None or optimizer is not None:
-            raise TraceError(f"{'loss' if loss is not None else 'optimizer'}= belongs to mode='training'; this is mode='inference'")
-        return _climb(model, args, kwargs, allow_real_run)
+        module = as_module(model)
+        with uncompiled(module):
+            return trace_training(module, args, kwargs, device=device, loss=loss, optimizer=optimizer)
+    if loss is not None or optimizer is not None:
+        raise TraceError(f"{'loss' if loss is not None else 'optimizer'}= belongs to mode='training'; this is mode='inference'")
+    return _climb(model, args, kwargs, allow_real_run)
 
 
 def _check_request(args: Any, kwargs: Any, device: str, mode: str) -> None:
@@ -109,7 +110,8 @@ def _climb(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], allow_rea
             failure = error
         if light is not None:
             try:
-                return _record_fake(light, args, kwargs, "meta", skipped)
+                with uncompiled(light):
+                    return _record_fake(light, args, kwargs, "meta", skipped)
             except Exception as error:
                 failure = error
         try:
@@ -120,11 +122,12 @@ def _climb(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], allow_rea
     else:
         real, skipped = as_module(model), {}
     try:
-        return _record_fake(real, args, kwargs, "fake", skipped)
+        with uncompiled(real):
+            return _record_fake(real, args, kwargs, "fake", skipped)
     except Exception as error:
         failure = error
     if isinstance(failure, DATA_DEPENDENT):
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(Exception), uncompiled(real):
             return _record_fake(real, args, kwargs, "bounds", skipped)
     if not allow_real_run:
         raise explain(failure, real) from failure
@@ -132,7 +135,8 @@ def _climb(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], allow_rea
         light = real = failure = None
         with user_errors(model):
             real = _built(model)
-    return _record_real(real, args, kwargs)
+    with uncompiled(real):
+        return _record_real(real, args, kwargs)
 
 
 def _is_factory(model: Any) -> bool:

@@ -63,10 +63,13 @@ def measure(
     spec = load_target(target) if isinstance(target, str) else target
     name, model = name or model_name(model), load_model(model)
     if hasattr(model, "named_modules"):  # a torch module, told without importing torch
+        import torch
+
         from ..compiler.ordinary import check_arguments, check_values
         from ..compiler.trace import as_module
 
         model = as_module(model)
+        args = (args,) if isinstance(args, torch.Tensor) else tuple(args)
         check_arguments(args, kwargs or {})
         check_values(model, args, kwargs or {})
         args, kwargs = _apart(args, kwargs or {})

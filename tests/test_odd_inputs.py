@@ -150,6 +150,23 @@ def test_compiled_parts_are_what_they_were_made_from():
     assert model.part is part
 
 
+def test_compiled_in_place_and_inside_a_factory():
+    plain = [n.op for n in neaptide.trace(Around(Net()), (X,)).nodes]
+    model = Around(Net())
+    model.part.compile()
+    call = model.part._compiled_call_impl
+    assert [n.op for n in neaptide.trace(model, (X,)).nodes] == plain
+    assert call is not None and model.part._compiled_call_impl is call
+    graph = neaptide.trace(lambda: Around(torch.compile(Net())), (X,))
+    assert [n.op for n in graph.nodes] == plain
+    assert not any("_orig_mod" in s.name for s in graph.storages)
+
+
+def test_a_bare_tensor_is_one_argument():
+    pytest.importorskip("tvm")
+    assert measure(Net(), X, target="cpu", trials=0).max_error is not None  # pyright: ignore[reportArgumentType]
+
+
 def test_training_has_no_real_run():
     with pytest.raises(NeaptideError, match="allow_real_run=True is for inference"):
         neaptide.analyze(Net(), (X,), mode="training", allow_real_run=True)
