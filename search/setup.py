@@ -16,7 +16,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..compiler.errors import SourceError
+from ..compiler.errors import FormatError, SourceError
 from .constraints import Constraints, parse_constraint
 from .data import ImageData, TabularData, load_data
 from .engine import Context, Objective
@@ -31,6 +31,14 @@ DEFAULTS: Mapping[str, Any] = MappingProxyType(
     {
         "space_options": {}, "objectives": ["accuracy"], "constraints": [], "target": None, "data": None, "data_options": {},
         "preset": "small", "seed": 0, "budget": "", "options": {}, "training": {}, "accounting": "lifetime", "weights": None,
+    }
+)  # fmt: skip
+_TEXT, _OPTIONS = (str, type(None)), (dict, type(None))
+KINDS: Mapping[str, tuple[type, ...]] = MappingProxyType(
+    {
+        "space": (str,), "engine": (str,), "space_options": _OPTIONS, "objectives": (list,), "constraints": (list,), "target": _TEXT,
+        "data": _TEXT, "data_options": _OPTIONS, "preset": (str,), "seed": (int,), "budget": (str,), "options": _OPTIONS,
+        "training": _OPTIONS, "accounting": (str,), "weights": _TEXT,
     }
 )  # fmt: skip
 DATA_OPTIONS: Mapping[str, type] = MappingProxyType({"val": int, "seed": int, "size": int, "limit": int, "dataset": str})
@@ -64,8 +72,11 @@ def parse_budget(text: str) -> Budget:
 def describe(given: Mapping[str, Any], stored: Mapping[str, Any] | None, study: str) -> dict[str, Any]:
     """Everything that decides what a search finds, as JSON values: what is given, else what `stored` says, else the defaults.
 
-    `study`: its name and place, for the error when neither says which space and engine.
+    `study`: its name and place, for the error when neither says which space and engine. Raises `FormatError` where `stored` holds other
+    things than a description does.
     """
+    if stored:
+        _check_stored(stored, study)
     base = {k: v for k, v in stored.items() if k != "versions"} if stored else dict(DEFAULTS)
     description = {**base, **{k: v for k, v in given.items() if v is not None}}
     for key in ("space", "engine"):
@@ -75,6 +86,18 @@ def describe(given: Mapping[str, Any], stored: Mapping[str, Any] | None, study: 
         raise SourceError(f"there is no preset {description['preset']!r}; there are {', '.join(PRESETS)}")
     parse_budget(description["budget"])
     return json.loads(json.dumps(description))
+
+
+def _check_stored(stored: Mapping[str, Any], study: str) -> None:
+    """Raise `FormatError` unless a study's description, which anybody may have written, has the keys and the kinds of values of one."""
+    for key in KINDS:
+        if key not in stored:
+            raise FormatError(f"{study} is damaged: its description has no {key!r}")
+    for key, value in stored.items():
+        kinds = KINDS.get(key, (dict,) if key == "versions" else ())
+        right = type(value) in kinds and not (isinstance(value, list) and any(not isinstance(item, str) for item in value))
+        if not right:
+            raise FormatError(f"{study} is damaged: its description says {key!r} is {value!r:.80}")
 
 
 def describe_arguments(space: Any, target: Any, data: Any) -> dict[str, Any]:

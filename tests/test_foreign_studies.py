@@ -16,6 +16,7 @@ from neaptide.cli import main
 from neaptide.compiler.errors import FormatError, NeaptideError, SourceError
 from neaptide.search import own_files
 from neaptide.search.data import load_data
+from neaptide.search.setup import KINDS
 from neaptide.search.spaces import load_space
 from neaptide.targets.spec import load_target
 
@@ -157,6 +158,17 @@ def test_a_study_whose_space_is_no_name(space, begun, capsys):
     set_description(folder, space=space)
     assert resume(folder) == 2
     assert "bug" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", [*KINDS, "versions", "stranger"])
+def test_a_description_of_other_kinds_is_refused(key, begun, capsys):
+    folder, _, ran = begun
+    for wrong in (1.5, [3], {"a": []} if key not in ("versions", *(k for k, kinds in KINDS.items() if dict in kinds)) else "text"):
+        set_description(folder, **{key: wrong})
+        assert resume(folder) == 2
+        said = capsys.readouterr().err
+        assert (key in said and "damaged" in said) or "names no space" in said, said
+    assert not ran.exists()
 
 
 def test_an_engine_is_never_a_file(begun, tmp_path, capsys):
