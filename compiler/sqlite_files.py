@@ -63,8 +63,7 @@ def retry(action: Callable[[], object]) -> None:
 def check_schema(db: sqlite3.Connection, statements: Iterable[str]) -> None:
     """Raise `ForeignSchemaError` unless `db` is empty or holds just what the CREATE TABLE `statements` make."""
     wanted = {_plain(statement) for statement in statements}
-    found = db.execute("SELECT type, name, sql FROM sqlite_master").fetchall()
-    for kind, name, sql in found:
+    for kind, name, _, sql in _schema(db):
         automatic = kind == "index" and sql is None and str(name).startswith("sqlite_autoindex_")
         if not automatic and not (kind == "table" and isinstance(sql, str) and _plain(sql) in wanted):
             raise ForeignSchemaError(f"it holds a {kind} {name!r} that is not Neaptide's")
@@ -73,12 +72,19 @@ def check_schema(db: sqlite3.Connection, statements: Iterable[str]) -> None:
 def check_tables(db: sqlite3.Connection, known: Iterable[str]) -> None:
     """As `check_schema`, for files whose tables another library makes: plain tables of the names `known`, and their indices, alone."""
     names = set(known)
-    for kind, name, table, sql in db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall():
+    for kind, name, table, sql in _schema(db):
         plain = kind == "table" and name in names and re.match(r"\s*CREATE\s+TABLE\b", str(sql), re.IGNORECASE)
         if not plain and not (kind == "index" and table in names):
             raise ForeignSchemaError(f"it holds a {kind} {name!r} that does not belong there")
         if plain and any(hidden for *_, hidden in db.execute("SELECT * FROM pragma_table_xinfo(?)", (name,))):
             raise ForeignSchemaError(f"its table {name!r} computes a column")
+
+
+def _schema(db: sqlite3.Connection) -> list[tuple[Any, ...]]:
+    try:
+        return db.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
+    except UnicodeDecodeError:  # SQLite quotes what it cannot read of a schema, and Python cannot read the quotation
+        raise ForeignSchemaError("its schema is no text") from None
 
 
 def _text(value: bytes) -> str:

@@ -25,10 +25,14 @@ _KEY = re.compile(r"""\s*((?:[A-Za-z0-9_-]+|"[^"]*"|'[^']*')(?:\s*\.\s*(?:[A-Za-
 
 _WORD = re.compile(r"[\w.+-]{0,100}", re.ASCII)
 _FLAG = re.compile(r"-m(?:(?:cpu|arch|tune|fpu|abi|float-abi)=[\w.+-]{1,100}|thumb|arm)", re.ASCII)
-_TVM_KEYS = frozenset(
-    ("kind", "mcpu", "mtriple", "mattr", "mfloat-abi", "mabi", "arch", "num-cores", "thread_warp_size", "max_num_threads",
-     "max_threads_per_block", "max_shared_memory_per_block", "registers_per_block", "l2_cache_size_bytes", "keys", "vector-width")
-)  # fmt: skip
+_TVM_KEYS: Mapping[str, type] = {
+    **dict.fromkeys(("kind", "mcpu", "mtriple", "mfloat-abi", "mabi", "arch"), str), **dict.fromkeys(("mattr", "keys"), list),
+    **dict.fromkeys(("num-cores", "thread_warp_size", "max_num_threads", "max_threads_per_block", "max_shared_memory_per_block"), int),
+    **dict.fromkeys(("registers_per_block", "l2_cache_size_bytes", "vector-width"), int),
+}  # fmt: skip
+
+
+_WANTED = {str: "text in quotes", int: "a whole number", list: "a list of texts in quotes"}
 
 
 class SpecFile:
@@ -158,9 +162,13 @@ def tvm_target(values: Mapping[str, Any]) -> Mapping[str, Any]:
     for key, value in values.items():
         if key not in _TVM_KEYS:
             raise ValueError(f"{key!r} is not one of {', '.join(sorted(_TVM_KEYS))}")
+        if type(value) is not _TVM_KEYS[key]:
+            raise ValueError(f"{key} = {value!r}: wanted {_WANTED[_TVM_KEYS[key]]}")
         for one in value if isinstance(value, list) else [value]:
-            if type(one) not in (int, bool):
+            if type(one) is not int:
                 word(one)
+            elif not 0 < one < 2**31:
+                raise ValueError(f"{key} = {one}: wanted a number above zero, of 31 bits at most")
     return values
 
 
