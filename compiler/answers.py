@@ -9,14 +9,17 @@ the graph holds for such data only.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch._subclasses.fake_tensor import DataDependentOutputException
 
 from .args import call_args, operator
+from .bounds import BOUNDS, is_mask
 from .errors import TraceError
 from .graph import Node
+from .hollow import Hollows, hollow, unseen
 from .structure import map_tensors, tensors_in
 
 if TYPE_CHECKING:
@@ -63,23 +66,59 @@ class Answers:
 
     def ask(self, func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """What `func(*args, **kwargs)` returns, as fakes or a number; `NotImplemented` when there is no answer."""
-        if str(func) == "aten.index.Tensor" and not any(_is_mask(i) for i in args[1]):
+        if str(func) == "aten.index.Tensor" and not any(is_mask(i) for i in args[1]):
             return NotImplemented
         try:
             result = self._run(func, args, kwargs)
         except Unknown:
-            bound = BOUNDS.get(str(func)) if self.bounds else None
-            if bound is None or self._bounds_given >= BOUNDED_ANSWERS:
+            if not self.bounds or str(func) not in BOUNDS or self._bounds_given >= BOUNDED_ANSWERS:
                 return NotImplemented
             self._bounds_given += 1
             self._note(func, "the size of the result is an upper bound")
-            return bound(self, func, *args, **kwargs)
+            return self._bound(func, args, kwargs)
         if isinstance(result, bool | int | float | complex):
             self._note(func, f"{result!r}, computed from known values")
             return result
         sizes = ", ".join(str(list(t.shape)) for _, t in tensors_in(result))
         self._note(func, f"result of size {sizes}, computed from known values")
-        return map_tensors(lambda t: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device), result)
+        return map_tensors(self._stand_in, result)
+
+    def read(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The values of a recorded tensor, which Python asks for. Raises `DataDependentOutputException` where they are not known."""
+        known = self.recorder.tensor_id(tensor)
+        op = torch.ops.aten._local_scalar_dense.default
+        try:
+            with torch._C._DisableTorchDispatch(), torch.no_grad(), unseen():
+                value = self._unrecorded(tensor) if known is None else self._evaluate([known])[known]
+                value = value.detach().clone()
+        except Unknown as error:
+            raise DataDependentOutputException(op) from error
+        self._note(op, f"values of size {list(value.shape)}, computed from known values")
+        return value
+
+    def _unrecorded(self, tensor: torch.Tensor) -> torch.Tensor:
+        """What a tensor holds that no op has touched yet."""
+        fakes = self.recorder.fakes
+        value = fakes.value(tensor) if fakes is not None else tensor
+        if value is None:
+            raise Unknown("a tensor that was not recorded")
+        return value
+
+    def _stand_in(self, real: torch.Tensor) -> torch.Tensor:
+        """A tensor laid out as `real`, of the kind that is recorded."""
+        if isinstance(self.recorder.fakes, Hollows):
+            return hollow(real.dtype, real.shape, real.stride())
+        return torch.empty_strided(real.shape, real.stride(), dtype=real.dtype, device=real.device)
+
+    def _bound(self, func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
+        """The largest result that `func` can have."""
+        bound = BOUNDS[str(func)]
+        fakes = self.recorder.fakes
+        if not isinstance(fakes, Hollows):
+            return bound(self, func, *args, **kwargs)
+        with fakes.mode:
+            result = bound(self, func, *args, **kwargs)
+        return map_tensors(lambda t: hollow(t.dtype, t.shape, t.stride()), result)
 
     def _note(self, func: Any, what: str) -> None:
         entry = {"op": str(func), "at": self.recorder.source, "what": what}
@@ -197,65 +236,3 @@ class Answers:
             for s in {*node.writes, *({tensors[t].storage for t in node.outputs} - read)}:
                 self._makers.setdefault(s, []).append(node.id)
         self._indexed = len(builder.nodes)
-
-
-def _is_mask(index: Any) -> bool:
-    return isinstance(index, torch.Tensor) and index.dtype in (torch.bool, torch.uint8)
-
-
-def _counts(like: torch.Tensor, *shape: int) -> torch.Tensor:
-    return torch.empty(shape, dtype=torch.int64, device=like.device)
-
-
-def _most_nonzero(answers: Answers, func: Any, x: torch.Tensor) -> torch.Tensor:
-    return _counts(x, x.numel(), x.dim())
-
-
-def _most_masked_select(answers: Answers, func: Any, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    return x.new_empty(torch.broadcast_shapes(x.shape, mask.shape).numel())
-
-
-def _most_indexed(answers: Answers, func: Any, x: torch.Tensor, indices: Sequence[Any]) -> torch.Tensor:
-    """Each boolean mask selects at most all of its elements, as one index per dimension."""
-    given: list[Any] = []
-    for index in indices:
-        given.extend([_counts(index, index.numel())] * index.dim() if _is_mask(index) else [index])
-    return func(x, given)
-
-
-def _most_unique(
-    answers: Answers, func: Any, x: torch.Tensor, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
-) -> Any:
-    n = answers.distinct(x)
-    return x.new_empty(n), _counts(x, *(x.shape if return_inverse else (0,))), _counts(x, n if return_counts else 0)
-
-
-def _most_unique_runs(
-    answers: Answers, func: Any, x: torch.Tensor, return_inverse: bool = False, return_counts: bool = False, dim: Any = None
-) -> Any:
-    n = x.numel() if dim is None else x.shape[dim]
-    values = x.new_empty(n) if dim is None else torch.empty_like(x)
-    inverse = (*x.shape,) if dim is None else (n,)
-    return values, _counts(x, *(inverse if return_inverse else (0,))), _counts(x, n if return_counts else 0)
-
-
-def _most_unique_dim(
-    answers: Answers, func: Any, x: torch.Tensor, dim: int, sorted: bool = True, return_inverse: bool = False, return_counts: bool = False
-) -> Any:
-    n = x.shape[dim]
-    return torch.empty_like(x), _counts(x, n if return_inverse else 0), _counts(x, n if return_counts else 0)
-
-
-def _most_kept(answers: Answers, func: Any, boxes: torch.Tensor, scores: torch.Tensor, threshold: float) -> torch.Tensor:
-    return _counts(boxes, boxes.shape[0])
-
-
-BOUNDS: dict[str, Callable[..., Any]] = {
-    "aten.nonzero.default": _most_nonzero,
-    "aten.masked_select.default": _most_masked_select,
-    "aten.index.Tensor": _most_indexed,
-    "aten._unique2.default": _most_unique,
-    "aten.unique_consecutive.default": _most_unique_runs,
-    "aten.unique_dim.default": _most_unique_dim,
-    "torchvision.nms.default": _most_kept,
-}

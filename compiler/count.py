@@ -9,8 +9,11 @@ from typing import Literal
 
 import numpy as np
 
+from .errors import GraphError
 from .graph import Graph
 from .ops import Work, node_work
+
+MOST = 1 << 62  # operations that one node may have, so that a sum of two is a number of 64 bits
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,14 @@ def count(graph: Graph, *, causal: Literal["full", "half"] | None = None) -> Cou
     works = [node_work(graph, node, causal_half=half) for node in graph.nodes]
     node_known = np.array([work is not None for work in works], bool)
     unknown = Counter(node.op for node, work in zip(graph.nodes, works, strict=True) if work is None)
+    for node, work in zip(graph.nodes, works, strict=True):
+        if work is not None and max(work.macs, work.elementwise) > MOST:
+            raise GraphError(f"node {node.id} ({node.op}) of graph {graph.name!r} has over {MOST:,} operations: is its shape right?")
     node_macs = np.array([work.macs if work else 0 for work in works], np.int64)
     node_elementwise = np.array([work.elementwise if work else 0 for work in works], np.int64)
     return Counts(
-        int(node_macs.sum()),
-        int(node_elementwise.sum()),
+        sum(node_macs.tolist()),
+        sum(node_elementwise.tolist()),
         dict(unknown.most_common()),
         node_macs,
         node_elementwise,

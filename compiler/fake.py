@@ -10,7 +10,8 @@ import contextlib
 import inspect
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import torch
 from torch._subclasses import fake_impls
@@ -52,6 +53,10 @@ class Fakes:
             known = self._fakes[id(tensor)] = (tensor, self._make(tensor))
             self._reals[id(known[1])] = tensor
         return known[1]
+
+    def active(self) -> AbstractContextManager[Any]:
+        """Inside: factories make fakes."""
+        return self.mode
 
     def value(self, fake: torch.Tensor) -> torch.Tensor | None:
         """The real tensor that `fake` stands for; None if there is none with bytes."""
@@ -105,8 +110,14 @@ def kernel_strides(mode: FakeTensorMode) -> Iterator[None]:
         table.update(taken)
 
 
+class StandIns(Protocol):
+    """What stands in for real tensors in a recording: `Fakes`, or `compiler.hollow.Hollows`."""
+
+    def of(self, tensor: torch.Tensor, /) -> torch.Tensor: ...
+
+
 @contextlib.contextmanager
-def borrowed(model: torch.nn.Module, fakes: Fakes | None) -> Iterator[None]:
+def borrowed(model: torch.nn.Module, fakes: StandIns | None) -> Iterator[None]:
     """Inside: every tensor that a module of `model` holds is its fake. After: all is as before, whatever happened inside.
 
     Parameters, buffers, tensor attributes and tensors in list, tuple and dict attributes are swapped. On the way out each
@@ -158,7 +169,7 @@ def _same_items(container: Any, items: Any) -> bool:
     return all(k is j and a is b for (k, a), (j, b) in zip(container.items(), items.items(), strict=True))
 
 
-def _swap(module: torch.nn.Module, fakes: Fakes) -> None:
+def _swap(module: torch.nn.Module, fakes: StandIns) -> None:
     tables: Any = (module._parameters, module._buffers)
     for table in tables:
         table.update({name: fakes.of(tensor) for name, tensor in table.items() if tensor is not None})

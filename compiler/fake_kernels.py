@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,4 +21,13 @@ def _grouped_mm(a: torch.Tensor, b: torch.Tensor, offs: Any = None, bias: Any = 
     return torch.empty(shape, dtype=out_dtype or a.dtype, device=a.device)
 
 
-FAKE_KERNELS: dict[str, Callable[..., Any]] = {"aten._grouped_mm.default": _grouped_mm}
+def _ctc_loss(
+    log_probs: torch.Tensor, targets: torch.Tensor, input_lengths: Sequence[int], target_lengths: Sequence[int], *_: Any
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The losses, and the table of log probabilities that the backward pass reads. torch gives no fake kernel for given lengths."""
+    batch = log_probs.shape[1]
+    alpha = log_probs.new_empty((batch, log_probs.shape[0], 2 * max(target_lengths, default=0) + 1))
+    return log_probs.new_empty((batch,)), alpha
+
+
+FAKE_KERNELS: dict[str, Callable[..., Any]] = {"aten._grouped_mm.default": _grouped_mm, "aten._ctc_loss.default": _ctc_loss}

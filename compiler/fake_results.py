@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch._prims_common import suggest_memory_format
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .graph import contiguous_strides
 
@@ -111,18 +111,9 @@ def _frozen(value: Any) -> Any:
     return (kind, value) if kind is float or kind is bool else value
 
 
-def recall(key: Any, mode: FakeTensorMode) -> Any:
-    """New fake tensors laid out as the results of an equal call; None if there was none."""
-    known = _layouts.get(key)
-    if known is None:
-        return None
-    kind, layouts = known
-    made = []
-    with torch._C._DisableTorchDispatch():
-        for shape, strides, dtype in layouts:
-            elem = torch.empty_strided(shape, strides, dtype=dtype, device="meta")
-            made.append(FakeTensor(mode, elem, torch.device("cpu")))
-    return made[0] if kind is torch.Tensor else kind(made)
+def recall(key: Any) -> tuple[type, tuple[tuple[Any, Any, torch.dtype], ...]] | None:
+    """What an equal call returned: a tensor, list or tuple, as a type, and (shape, strides, dtype) of each; None if there was none."""
+    return _layouts.get(key)
 
 
 def remember(key: Any, out: Any, args: Sequence[Any]) -> None:
@@ -131,6 +122,8 @@ def remember(key: Any, out: Any, args: Sequence[Any]) -> None:
     if len(_layouts) >= MOST or not (single or type(out) in (tuple, list)):
         return
     results = (out,) if single else out
+    if any(t is None for t in results):
+        return
     storages = {t.untyped_storage()._cdata for t in args}
     layouts = []
     for t in results:
@@ -145,11 +138,9 @@ def remember(key: Any, out: Any, args: Sequence[Any]) -> None:
     _layouts[key] = (torch.Tensor if single else type(out), tuple(layouts))
 
 
-def recall_in_place(key: Any, target: torch.Tensor) -> torch.Tensor | None:
-    """`target` if an equal call was seen to write it, return it and leave its window as it was; None otherwise."""
-    if key not in _in_place or not isinstance(target, FakeTensor) or target.constant is not None:
-        return None
-    return target
+def recall_in_place(key: Any) -> bool:
+    """Whether an equal call was seen to write its first argument, return it and leave its window as it was."""
+    return key in _in_place
 
 
 def remember_in_place(key: Any) -> None:

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from .errors import SourceError, TraceError
-from .fake import Fakes
+from .fake import StandIns
 
 
-def make_optimizer(spec: Any, parameters: Sequence[torch.Tensor], fakes: Fakes | None = None) -> torch.optim.Optimizer | None:
+def make_optimizer(spec: Any, parameters: Sequence[torch.Tensor], fakes: StandIns | None = None) -> torch.optim.Optimizer | None:
     """The optimizer that `spec` describes, over `parameters`; None for None.
 
     `spec`: a name of `torch.optim` in any case, with options (`"adamw"`, `"adamw:fused"`, `"sgd:momentum=0.9,nesterov"`); a
@@ -71,7 +71,7 @@ def _option(text: str) -> tuple[str, Any]:
         raise SourceError(f"optimizer option {text!r}: {value!r} is neither a number nor true or false") from None
 
 
-def _over_fakes(optimizer: torch.optim.Optimizer, fakes: Fakes) -> torch.optim.Optimizer:
+def _over_fakes(optimizer: torch.optim.Optimizer, fakes: StandIns) -> torch.optim.Optimizer:
     """A copy whose parameters and state are the fakes of the original's."""
     twin = copy.copy(optimizer)
     twin.param_groups = [{**group, "params": [fakes.of(p) for p in group["params"]]} for group in optimizer.param_groups]

@@ -2,9 +2,9 @@
 
 Fake tensors tell every shape but not what a CPU kernel takes for itself: reordered weights, im2col buffers, reduction
 temporaries, the opaque state an LSTM saves. Each distinct signature (op, shapes, strides, dtypes, scalars, grad mode) is run
-alone once in another process on real tensors of safe content; the profiler says how many bytes were alive inside it and how
-large its results' storages truly are. Answers depend on the torch version, the instruction set and the thread count, and are
-remembered under all of them.
+alone once in another process on real tensors of safe content (which gives results of the graph's sizes, where content decides them);
+the profiler says how many bytes were alive inside it and how large its results' storages truly are. Answers depend on the torch version,
+the instruction set and the thread count, and are remembered under all of them.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import Any
 
 from .children import Child, environment, python
+from .chosen_content import SIZED_BY_DATA
 from .errors import NeaptideError
 from .graph import Graph, Node
 from .oracle_cache import KernelCache, Measurement
@@ -148,17 +149,16 @@ def kernel_signature(graph: Graph, node: Node) -> str | None:
     if node.op.count(".") != 2 or "args" not in node.attrs or node.op in _ALLOCATION_FREE or graph.is_view(node):
         return None
     tensors = [graph.tensors[t] for t in node.inputs]
-    return json.dumps(
-        {
-            "op": node.op,
-            "args": encode_attrs(node.attrs["args"]),
-            "kwargs": encode_attrs(node.attrs.get("kwargs", {})),
-            "tensors": [[list(t.shape), None if t.strides is None else list(t.strides), t.dtype] for t in tensors],
-            "grad": bool(node.attrs.get("grad", False)),
-        },
-        sort_keys=True,
-        separators=(",", ":"),
-    )
+    signature = {
+        "op": node.op,
+        "args": encode_attrs(node.attrs["args"]),
+        "kwargs": encode_attrs(node.attrs.get("kwargs", {})),
+        "tensors": [[list(t.shape), None if t.strides is None else list(t.strides), t.dtype] for t in tensors],
+        "grad": bool(node.attrs.get("grad", False)),
+    }
+    if node.op in SIZED_BY_DATA:
+        signature["results"] = [list(graph.tensors[t].shape) for t in node.outputs]
+    return json.dumps(signature, sort_keys=True, separators=(",", ":"))
 
 
 def _refused(op: str) -> str:

@@ -109,6 +109,7 @@ def _measure(signature: dict[str, Any], integers: int) -> dict[str, Any]:
     import torch
 
     from .args import call_args, runnable
+    from .chosen_content import choose_content
     from .serialize import decode_attrs
 
     op = runnable(signature["op"])
@@ -116,6 +117,8 @@ def _measure(signature: dict[str, Any], integers: int) -> dict[str, Any]:
     args, kwargs = call_args(
         {"args": decode_attrs(signature["args"], "args"), "kwargs": decode_attrs(signature["kwargs"], "kwargs")}, tensors
     )
+    if "results" in signature:
+        choose_content(signature["op"], args, kwargs, signature["results"])
     prepare = _PREPARE.get(signature["op"])
     with torch.set_grad_enabled(signature["grad"]):
         if prepare is not None:
@@ -128,6 +131,9 @@ def _measure(signature: dict[str, Any], integers: int) -> dict[str, Any]:
             del result
             result, events = allocations(lambda: op(*args, **kwargs))
             outputs = _born(result, arguments)
+    shapes = [list(t.shape) for t in _leaves(result)]
+    if shapes != signature.get("results", shapes):
+        raise ValueError(f"its results have sizes {shapes} on content of ours, and {signature['results']} in the graph")
     return {"inner": peak(events), "outputs": outputs}
 
 

@@ -1,17 +1,18 @@
-"""The recorder: a dispatch mode that turns the aten ops of a run into a Graph.
+"""The recorder: turns the aten ops of a run into a Graph.
 
-It sees every aten op as it is dispatched: order, shapes, dtypes, aliasing (identity of untyped storages), writes (from the op's
-schema), and the moment each storage dies (weak references). Under a `FakeTensorMode` nothing is computed or allocated; without
-one a real run is recorded by the same class.
+It sees every op as it reaches a kernel: order, shapes, dtypes, aliasing (identity of untyped storages), writes (from the op's
+schema), and the moment each storage dies (weak references). On `Hollows` nothing is computed or allocated, and everything above the
+kernels (composites, autograd, optimizers) goes as in a plain run. On `Fakes` it is a dispatch mode, which some of them notice; that is
+for symbolic sizes, and for what no hollow tensor stands for. Without either a real run is recorded, past no mode.
 
 How to drive it::
 
-    fakes = Fakes()
-    recorder = Recorder("net", fakes=fakes)            # fakes=None records a real run
+    hollows = Hollows()
+    recorder = Recorder("net", fakes=hollows)          # fakes=None records a real run
     for name, p in model.named_parameters():           # before the run: what is there already
-        recorder.external(fakes.of(p), "parameter", name, value=p)
-    x = recorder.input(fakes.of(x_real), "x")
-    with borrowed(model, fakes), fakes.mode, recorder, recorder.scopes(model):
+        recorder.external(hollows.of(p), "parameter", name, value=p)
+    x = recorder.input(hollows.of(x_real), "x")
+    with borrowed(model, hollows), hollows.active(), recorder, recorder.scopes(model):
         y = model(x)
         recorder.phase = "backward"                    # later nodes carry this phase
         y.sum().backward()
@@ -22,7 +23,6 @@ How to drive it::
 `finish` stops the watch on deaths, so the graph's `released` says None for what is still held then. `node_id` is the id that
 the next node gets, `started` that of the last node that has started. `event` adds a node for memory that dispatch does not show.
 Sizes that are symbolic go through `concrete` (default int); `sizes[storage id]` keeps the unconverted number of bytes.
-With `reuse`, layouts of fake results are remembered between equal calls (`compiler.fake_results`).
 `answer(func, args, kwargs)` is asked before each op whose result depends on data (see `compiler.answers`); it returns what the
 op returns, or `NotImplemented`.
 """
@@ -34,71 +34,28 @@ import os
 import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch._C._autograd import _get_sequence_nr
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
-from .allowed_ops import note_called
-from .answers import BOUNDS
 from .args import dtype_name, encode
 from .errors import TraceError
 from .fake import Fakes
 from .fake_kernels import FAKE_KERNELS
-from .fake_results import call_key, kernel_layout, recall, recall_in_place, remember, remember_in_place
+from .fake_results import call_key, kernel_layout
 from .graph import Graph, GraphBuilder, Ref
+from .hollow import Hollows, current_handler, intercepted
+from .op_info import UNMARKED_WRITES, OpInfo, op_info
 
 TORCH_FOLDER = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
 OWN_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 REFERENCE_FILES = os.path.join(OWN_FOLDER, "reference_")  # the built-in models are models, not front end
 RNG_NAME = "rng state"
-DROPPED_NAMESPACES = frozenset(("prim", "prims", "profiler"))
 DEVICE_OF = torch.ops.prim.device.default
-LIFTS = frozenset(("aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift.default"))
-# Ops that write arguments which their schema does not mark: argument positions, and the position of the flag that says so.
-UNMARKED_WRITES = {
-    "aten.native_batch_norm.default": ((3, 4), 5),
-    "aten.cudnn_batch_norm.default": ((3, 4), 5),
-    "aten.miopen_batch_norm.default": ((3, 4), 5),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class OpInfo:
-    """What the schema of one operator says: `writes` are (position, name) of mutated arguments; `dropout` of a dropout probability.
-
-    `dependent`: the size of a result, or a number it returns, depends on data. `plain`: it only makes new tensors.
-    `in_place`: it writes its first argument, returns it, and does nothing else.
-    """
-
-    name: str
-    dropped: bool
-    writes: tuple[tuple[int, str], ...]
-    random: bool
-    dropout: tuple[int, str] | None
-    lift: bool
-    dependent: bool
-    plain: bool
-    in_place: bool
-
-
-def op_info(func: Any) -> OpInfo:
-    """Facts of one operator overload."""
-    note_called(func)
-    name = str(func)
-    arguments = func._schema.arguments
-    writes = tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
-    dropout = next(((i, a.name) for i, a in enumerate(arguments) if a.name in ("dropout_p", "dropout")), None)
-    random = torch.Tag.nondeterministic_seeded in func.tags
-    dependent = name in BOUNDS or torch.Tag.dynamic_output_shape in func.tags or torch.Tag.data_dependent_output in func.tags
-    special = random or dependent or func.is_view or name in LIFTS or name in FAKE_KERNELS or func.namespace != "aten"
-    plain = not (special or writes)
-    in_place = not special and [i for i, _ in writes] == [0] and len(func._schema.returns) == 1
-    return OpInfo(name, func.namespace in DROPPED_NAMESPACES, writes, random, dropout, name in LIFTS, dependent, plain, in_place)
 
 
 def _code_kind(filename: str) -> str:
@@ -108,17 +65,16 @@ def _code_kind(filename: str) -> str:
 
 
 class Recorder(TorchDispatchMode):
-    """Records dispatched aten ops; see the module's text for how to drive it."""
+    """Records ops that reach a kernel; see the module's text for how to drive it. A dispatch mode only when its tensors are `Fakes`."""
 
     def __init__(
         self,
         name: str = "graph",
         *,
-        fakes: Fakes | None = None,
+        fakes: Fakes | Hollows | None = None,
         concrete: Callable[[Any], Any] = int,
         answer: Callable[[Any, tuple, Mapping[str, Any]], Any] | None = None,
         sources: bool = True,
-        reuse: bool = False,
     ):
         super().__init__()
         self.builder = GraphBuilder(name)
@@ -134,7 +90,6 @@ class Recorder(TorchDispatchMode):
         self.rng_storage: int | None = None
         self.source = ""
         self._sources = sources
-        self._reuse = reuse
         self._scope: list[str] = [""]
         self._forward_places: dict[int, tuple[str, str]] = {}
         self._released: list[int | None] = []
@@ -146,6 +101,7 @@ class Recorder(TorchDispatchMode):
         self._infos: dict[Any, OpInfo] = {}
         self._user_code: dict[Any, str] = {}
         self._watching = True
+        self._handler = lambda op, args, kwargs: self.__torch_dispatch__(op, (), args, kwargs)
 
     # ---- what exists before the run -----------------------------------------------------------------------------
 
@@ -270,6 +226,23 @@ class Recorder(TorchDispatchMode):
 
     # ---- the dispatch -------------------------------------------------------------------------------------------
 
+    def __enter__(self) -> Recorder:
+        if isinstance(self.fakes, Fakes):
+            return super().__enter__()
+        self._interception = intercepted(self._handler)
+        self._interception.__enter__()
+        return self
+
+    def running(self) -> bool:
+        """Whether ops of this thread are being recorded here now."""
+        return current_handler() is self._handler if not isinstance(self.fakes, Fakes) else _get_current_dispatch_mode() is self
+
+    def __exit__(self, *error: Any) -> None:
+        if isinstance(self.fakes, Fakes):
+            super().__exit__(*error)
+        else:
+            self._interception.__exit__(*error)
+
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """No wrapper around dispatch: it would import the compiler stack and cost time on every op."""
@@ -326,21 +299,14 @@ class Recorder(TorchDispatchMode):
         return out
 
     def _run(self, info: OpInfo, func: Any, args: tuple, kwargs: Any, attrs: dict[str, Any], inputs: Sequence[int]) -> Any:
-        """What the op returns: of itself, of a fake kernel of ours, or as remembered from an equal call on fakes."""
+        """What the op returns: of itself in a real run, else as the kernels of fakes or of hollow tensors say."""
         if self.fakes is None:
             return func(*args, **kwargs)
-        if not (self._reuse and (info.plain or info.in_place)) or torch.is_grad_enabled() or self._writes_unmarked(info, args):
-            kernel: Any = FAKE_KERNELS.get(info.name, func)
-            return kernel_layout(info.name, args, kernel(*args, **kwargs))
-        key = call_key(func, attrs, [self._window_of[t] for t in inputs])
-        out = recall(key, self.fakes.mode) if info.plain else recall_in_place(key, args[0])
-        if out is None:
-            out = kernel_layout(info.name, args, func(*args, **kwargs))
-            if info.plain:
-                remember(key, out, [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)])
-            elif out is args[0] and self._window(out) == self._window_of[inputs[0]]:
-                remember_in_place(key)
-        return out
+        if isinstance(self.fakes, Hollows):
+            key = call_key(func, attrs, [self._window_of[t] for t in inputs]) if info.plain or info.in_place else None
+            return self.fakes.run(info, func, args, kwargs, key)
+        kernel: Any = FAKE_KERNELS.get(info.name, func)
+        return kernel_layout(info.name, args, kernel(*args, **kwargs))
 
     def _written(self, info: OpInfo, args: tuple, kwargs: Mapping[str, Any]) -> tuple[int, ...]:
         found: list[int] = []
@@ -396,12 +362,13 @@ class Recorder(TorchDispatchMode):
         tid = self.tensor_id(tensor)
         if tid is not None:
             return tid, tensor
-        if self.fakes is not None and not isinstance(tensor, FakeTensor):
-            if lifted:
-                return self._constant(tensor, tensor), tensor
-            fake = self.fakes.of(tensor)
-            tid = self.tensor_id(fake)
-            return (self._constant(fake, None if tensor.is_meta else tensor) if tid is None else tid), fake
+        foreign = self.fakes is not None and not lifted and self.storage_id(tensor) is None
+        stand_in = self.fakes.of(tensor) if foreign and self.fakes is not None else tensor
+        if stand_in is not tensor:
+            tid = self.tensor_id(stand_in)
+            return (self._constant(stand_in, None if tensor.is_meta else tensor) if tid is None else tid), stand_in
+        if lifted and self.fakes is not None:
+            return self._constant(tensor, tensor), tensor
         if lifted:
             return self._constant(torch.empty_like(tensor, device="meta"), tensor.clone()), tensor
         sid = self.storage_id(tensor)
@@ -414,7 +381,7 @@ class Recorder(TorchDispatchMode):
         return known, tensor
 
     def _constant(self, tensor: torch.Tensor, value: Any) -> int:
-        """A tensor made outside dispatch; kept alive so that its identity stays its own."""
+        """A tensor made where no op is seen; kept alive so that its identity stays its own."""
         self._kept.append(tensor)
         tid = self._define(tensor, "constant", "")
         if value is not None:

@@ -30,9 +30,11 @@ from torch._subclasses.fake_tensor import (
 from torch.fx.experimental.symbolic_shapes import GuardOnDataDependentSymNode, ShapeEnv
 
 from .answers import Answers
+from .beside_dispatch import watched
 from .errors import NeaptideError, TraceError
 from .fake import Fakes, QuickFakeTensorMode, borrowed, kernel_strides
 from .graph import Graph
+from .hollow import Hollows
 from .ordinary import check_arguments, check_module, uncompiled
 from .recorder import OWN_FOLDER, REFERENCE_FILES, TORCH_FOLDER, Recorder
 from .structure import map_tensors, tensors_in
@@ -182,21 +184,33 @@ def as_module(model: Any) -> torch.nn.Module:
 def _record_fake(
     model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any], rung: str, skipped: Mapping[int, torch.Tensor]
 ) -> Graph:
-    bounds = rung == "bounds"
-    fakes = Fakes(QuickFakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv() if bounds else None))
-    answers = Answers(bounds=bounds)
-    recorder = answers.recorder = Recorder(_name(model), fakes=fakes, answer=answers.ask, reuse=not bounds)
+    """The graph of a run on hollow tensors; on fake ones where those do not do."""
+    try:
+        return _record_on(Hollows(), model, args, kwargs, rung, skipped)
+    except Exception as error:
+        if isinstance(error, DATA_DEPENDENT) and rung != "bounds":
+            raise
+        shapes = ShapeEnv() if rung == "bounds" else None
+        fakes = Fakes(QuickFakeTensorMode(allow_non_fake_inputs=True, shape_env=shapes))
+        return _record_on(fakes, model, args, kwargs, rung, skipped)
+
+
+def _record_on(
+    fakes: Fakes | Hollows, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], rung: str, skipped: Mapping[int, torch.Tensor]
+) -> Graph:
+    answers = Answers(bounds=rung == "bounds")
+    recorder = answers.recorder = Recorder(_name(model), fakes=fakes, answer=answers.ask)
     declare_weights(recorder, model, skipped)
     fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs, model)
-    with borrowed(model, fakes), torch.no_grad(), eager_branches(), kernel_strides(fakes.mode), _no_collection():
+    with borrowed(model, fakes), torch.no_grad(), eager_branches(), kernel_strides(fakes.mode), no_collection():
         model.eval()
-        with fakes.mode, recorder, recorder.scopes(model):
+        with watched(recorder, answers.read), fakes.active(), recorder, recorder.scopes(model):
             result = model(*fake_args, **fake_kwargs)
     return _finished(recorder, model, result, rung, answers)
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Inside: Python's cycle collector rests. It would end tensors at moments that differ from run to run."""
     enabled = gc.isenabled()
     gc.disable()
@@ -219,7 +233,7 @@ def _record_real(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[st
     try:
         with user_errors(model), borrowed(model, None), torch.no_grad():
             model.eval()
-            with recorder, recorder.scopes(model):
+            with watched(recorder, lambda tensor: tensor), recorder, recorder.scopes(model):
                 result = model(*run_args, **run_kwargs)
     finally:
         with torch.no_grad():

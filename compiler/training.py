@@ -4,9 +4,8 @@
 gradients are cleared at the end of a step, the model's output and the loss are held until the step ends. By default the
 second step is recorded, the steady state in which the optimizer's state exists; step 1 creates that state.
 
-Recording on fake tensors differs from a real run in four places, each repaired here: autograd adds gradients that meet in
-place only on real tensors; a Python number multiplied with a tensor that needs gradients is saved as an 8-byte tensor that
-dispatch never shows, and so is the random state that activation checkpointing keeps; optimizers read their step count.
+What no op shows is added here: a Python number multiplied with a tensor that needs gradients is saved as an 8-byte tensor. Optimizers
+read their step count, which is answered. On fake tensors, where autograd never adds gradients that meet in place, that is mended too.
 """
 
 from __future__ import annotations
@@ -20,18 +19,20 @@ from typing import Any
 
 import torch
 from torch._C import _current_autograd_node
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch._subclasses.fake_tensor import FakeTensor
 
 from .answers import Answers
+from .beside_dispatch import watched
 from .errors import TraceError
 from .fake import Fakes, borrowed, kernel_strides
 from .graph import Graph
+from .hollow import Hollows
 from .in_place_gradients import accumulate_in_place
+from .op_info import DROPPED_NAMESPACES
 from .optimizers import make_optimizer
-from .recorder import DROPPED_NAMESPACES, Recorder
+from .recorder import Recorder
 from .structure import tensors_in
-from .trace import declare_inputs, declare_weights, graph_meta, user_errors
+from .trace import DATA_DEPENDENT, declare_inputs, declare_weights, graph_meta, no_collection, user_errors
 from .weightless import eager_branches
 
 ORIGIN = "neaptide.origin"
@@ -133,7 +134,13 @@ def trace_training(
         raise TraceError(f"accumulate={accumulate!r}: a step has one forward and backward pass or more")
     loop = TrainingLoop(loss, accumulate, set_to_none, autocast)
     args = (args,) if isinstance(args, torch.Tensor) else args
-    recorder = TrainingRecorder(type(model).__name__, fakes=Fakes(device=device))
+    name = type(model).__name__
+    try:
+        return record_step(TrainingRecorder(name, fakes=Hollows()), model, args, kwargs or {}, loop, optimizer, step)
+    except TraceError as error:
+        if isinstance(error.__cause__, DATA_DEPENDENT):
+            raise
+    recorder = TrainingRecorder(name, fakes=Fakes(device=device))
     graph = record_step(recorder, model, args, kwargs or {}, loop, optimizer, step)
     return accumulate_in_place(graph, recorder.mergeable)
 
@@ -151,10 +158,13 @@ def record_step(
     fakes = recorder.fakes
     assert fakes is not None
     _import_what_optimizers_import()
-    with user_errors(model, training=True), borrowed(model, fakes), torch.enable_grad(), eager_branches(), kernel_strides(fakes.mode):
+    with contextlib.ExitStack() as stack:
+        for part in (user_errors(model, training=True), borrowed(model, fakes), torch.enable_grad(), eager_branches(), no_collection()):
+            stack.enter_context(part)
+        stack.enter_context(kernel_strides(fakes.mode))
         model.train()
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        with fakes.mode:
+        with fakes.active():
             optim = make_optimizer(optimizer, list(parameters.values()), fakes)
             if step == 2 and optim is not None:
                 first = TrainingRecorder(recorder.builder.name, fakes=fakes, concrete=recorder.concrete)
@@ -184,7 +194,7 @@ def _run(
     def name_state() -> None:
         _name_state(recorder, parameters, optimizer)
 
-    with _recorded_random_state(recorder), recorder, recorder.scopes(model):
+    with watched(recorder, recorder.answers.read), recorder, recorder.scopes(model):
         loop.step(model, fake_args, fake_kwargs, optimizer, recorder.in_phase, name_state)
 
 
@@ -207,7 +217,7 @@ class TrainingRecorder(Recorder):
     `mergeable`: ids of `aten.add.Tensor` nodes of the backward pass whose first argument autograd may overwrite if it dies there.
     """
 
-    def __init__(self, name: str, *, fakes: Fakes, concrete: Callable[[Any], Any] = int):
+    def __init__(self, name: str, *, fakes: Fakes | Hollows, concrete: Callable[[Any], Any] = int):
         super().__init__(name, fakes=fakes, concrete=concrete, answer=self._number)
         self.answers = Answers()
         self.answers.recorder = self
@@ -220,15 +230,15 @@ class TrainingRecorder(Recorder):
         exact = NotImplemented if optimizing else self.answers.ask(func, args, kwargs)
         if exact is not NotImplemented or func is not torch.ops.aten._local_scalar_dense.default:
             return exact
-        try:
-            return func(*args, **kwargs)
-        except DataDependentOutputException:
-            if args[0].dtype == torch.bool and not optimizing:
-                raise
-            if not optimizing:
-                entry = {"op": str(func), "at": self.source, "what": "1, which stands for a value that is not known"}
-                self.answers.assumptions.append(entry)
-            return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
+        constant = getattr(args[0], "constant", None)
+        if constant is not None:
+            return func(constant)
+        if args[0].dtype == torch.bool and not optimizing:
+            return NotImplemented
+        if not optimizing:
+            entry = {"op": str(func), "at": self.source, "what": "1, which stands for a value that is not known"}
+            self.answers.assumptions.append(entry)
+        return True if args[0].dtype == torch.bool else 1.0 if args[0].is_floating_point() else 1
 
     @contextlib.contextmanager
     def in_phase(self, phase: str) -> Iterator[None]:
@@ -255,7 +265,7 @@ class TrainingRecorder(Recorder):
                 if isinstance(tensor, torch.Tensor) and not tensor._is_view():
                     numbers = tuple(_numbers_as_tensors(func, args))
                     self._unsettled.append(_Recorded(weakref.ref(tensor), node.scope, node.source, numbers, node.id))
-        elif func is torch.ops.aten.add.Tensor and self.phase == "backward" and _may_be_overwritten(args):
+        elif isinstance(self.fakes, Fakes) and func is torch.ops.aten.add.Tensor and self.phase == "backward" and _may_be_overwritten(args):
             self.mergeable.append(node.id)
         if self.phase == "backward" and not node.scope:
             behind: Any = _current_autograd_node()
@@ -274,7 +284,7 @@ class TrainingRecorder(Recorder):
         still_unsettled = []
         for recorded in self._unsettled:
             tensor = recorded.tensor()
-            if tensor is None:
+            if tensor is None or tensor._is_view():
                 continue
             behind: Any = tensor.grad_fn
             if behind is None:
@@ -316,24 +326,6 @@ def _may_be_overwritten(args: tuple) -> bool:
         and not first._is_view()
         and first.untyped_storage().nbytes() == first.numel() * first.element_size()
     )
-
-
-@contextlib.contextmanager
-def _recorded_random_state(recorder: Recorder) -> Iterator[None]:
-    """Inside: the copies of the random state that activation checkpointing takes become nodes."""
-    original = torch.random.get_rng_state
-
-    def get_rng_state() -> torch.Tensor:
-        state = original()
-        if _get_current_dispatch_mode() is recorder:
-            recorder.event("neaptide.random_state", state)
-        return state
-
-    torch.random.get_rng_state = torch.get_rng_state = get_rng_state
-    try:
-        yield
-    finally:
-        torch.random.get_rng_state = torch.get_rng_state = original
 
 
 def _declare_state(recorder: Recorder, parameters: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer | None) -> None:

@@ -25,8 +25,12 @@ def _check_meta(graph: Graph) -> None:
     kernels: Any = meta.get("kernels") if isinstance(meta.get("kernels"), Mapping) else {}
     assumptions, ends = meta.get("assumptions", ()), [meta.get(name, ()) for name in ("input_names", "output_names")]
     for key, fine, wanted in (
-        ("versions", isinstance(meta.get("versions", {}), Mapping), "an object"),
+        ("versions", _texts(meta.get("versions", {})), "an object of texts"),
         ("kernels", isinstance(meta.get("kernels", {}), Mapping), "an object"),
+        *(
+            (key, _plain(kernels.get(key, meta.get(key))), "a text or a number")
+            for key in ("threads", "isa", "processor", "mode", "device")
+        ),
         ("kernels.unmeasured", _texts(kernels.get("unmeasured", {})), "an object of texts"),
         ("opsets", _versions(meta.get("opsets", {})), "an object of versions"),
         ("ir_version", isinstance(meta.get("ir_version", 1), int), "a whole number"),
@@ -45,6 +49,10 @@ def _check_meta(graph: Graph) -> None:
 
 def _texts(value: Any) -> bool:
     return isinstance(value, Mapping) and all(isinstance(v, str) for v in value.values())
+
+
+def _plain(value: Any) -> bool:
+    return value is None or isinstance(value, (str, int, float))
 
 
 def _versions(value: Any) -> bool:

@@ -17,6 +17,8 @@ def parse_objectives(text: str | Sequence[str]) -> tuple[Objective, ...]:
     Raises `SourceError` for a metric that does not exist or stands twice.
     """
     names = [part.strip() for part in text.split(",")] if isinstance(text, str) else list(text)
+    if not names:
+        raise SourceError("no objective is named; write for example accuracy,latency")
     found: dict[str, Objective] = {}
     for name in names:
         if not name:

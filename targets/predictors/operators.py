@@ -222,6 +222,10 @@ def _without(predictor: OperatorPredictor, rows: Sequence[OperatorRow], own: set
 
 def _columns(features: list[Mapping[str, Any]]) -> Columns:
     """Each number as it is and as its logarithm, for sums and for power laws; what is not said is 0."""
+    for f in features:
+        for name in FEATURES:
+            if isinstance(f.get(name), str):
+                raise NeaptideError(f"feature {name!r} of an operator is the text {f[name]!r}, and a predictor learns from numbers")
     numbers = {name: np.array([float(f.get(name) or 0.0) for f in features]) for name in FEATURES}
     logs = {f"log {name}": np.log1p(column) for name, column in numbers.items()}
     return Columns({"op": np.array([str(f.get("op", "?")) for f in features])}, {**numbers, **logs})

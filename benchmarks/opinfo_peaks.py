@@ -1,0 +1,234 @@
+"""Predicted eager peaks of every operator in torch's own database of samples, against the profiler's, to the byte.
+
+`python -m benchmarks.opinfo_peaks [--mode inference|training] [--samples N] [--only NAME ...] [--resume FILE] [--quick] [--json PATH]`.
+Each sample is a model of one call. In training its floating tensors are parameters, and one step of SGD is taken. A sample whose
+kernels could not be measured, or whose sizes are bounds, says so in the result itself and is listed, not counted as equal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import faulthandler
+import functools
+import importlib.util
+import sys
+import types
+import unittest
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+
+from .figures import Figure, finish
+from .peak_runs import run_all, serve
+
+STALL_S = 60
+REACH = {"inference": 0.995, "training": 0.98}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="Predicted eager peaks of torch's operator samples against the profiler's.")
+    parser.add_argument("--mode", choices=tuple(REACH), nargs="+", default=list(REACH))
+    parser.add_argument("--samples", type=int, default=1 << 30, help="at most so many samples of an operator")
+    parser.add_argument("--only", nargs="+", help="just these operators, as name or name/variant")
+    parser.add_argument("--quick", action="store_true", help="every twentieth operator, three samples of each")
+    parser.add_argument("--resume", help="keep results in this file and go on from them")
+    parser.add_argument("--json")
+    parser.add_argument("--worker", choices=tuple(REACH), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.quick:
+        options.samples = 3
+    if options.worker:
+        return serve(lambda case: compare(case, options.worker, options.samples), 1)
+    chosen = options.only or names()[:: 20 if options.quick else 1]
+    figures, rows, notes = [], [], []
+    for mode in options.mode:
+        words = ["--worker", mode, "--samples", str(options.samples)]
+        found = run_all("benchmarks.opinfo_peaks", words, chosen, f"opinfo {mode}", options.resume)
+        samples = {f"{op}[{i}]": s for op, answer in found.items() for i, s in enumerate(answer.get("samples", ()))}
+        kinds = Counter(s["verdict"] for s in samples.values())
+        ended = {op: answer["error"] for op, answer in found.items() if "error" in answer}
+        equal, counted = kinds["equal"], sum(kinds[k] for k in ("equal", "off", "refused"))
+        share = equal / max(1, counted)
+        figures += [
+            Figure(
+                f"{mode}: samples whose peak equals the profiler's to the byte",
+                f">= {REACH[mode]:.1%}, the rest said in the result",
+                f"{equal} of {counted} ({share:.2%}); {kinds['said']} unmeasured or bounds; {kinds['fakes']} on fake tensors",
+                share >= REACH[mode],
+            ),
+            Figure(f"{mode}: operators at which the process ended or hung", "0", f"{len(ended)} {sorted(ended)[:8]}", not ended),
+        ]
+        for name, s in samples.items():
+            if s["verdict"] != "equal":
+                notes.append(f"{mode} {name}: {s['verdict']}: {s['why']}")
+        rows.append([mode, len(found), len(samples), equal, kinds["off"], kinds["refused"], kinds["said"]])
+    columns = ["mode", "operators", "samples", "equal", "off", "refused", "said"]
+    return finish("opinfo_peaks", figures, columns, rows, threads=1, notes=notes, json_path=options.json)
+
+
+@functools.cache
+def database() -> list[Any]:
+    """Torch's operator samples; its test helpers want a package that compares texts, which nothing here does."""
+    if importlib.util.find_spec("expecttest") is None:
+        sys.modules["expecttest"] = types.ModuleType("expecttest")
+        vars(sys.modules["expecttest"])["TestCase"] = unittest.TestCase
+    from torch.testing._internal.common_methods_invocations import op_db
+
+    return op_db
+
+
+def names() -> list[str]:
+    """`name` or `name/variant` of every operator."""
+    return [f"{op.name}/{op.variant_test_name}" if op.variant_test_name else op.name for op in database()]
+
+
+def compare(case: str, mode: str, most: int) -> dict[str, Any]:
+    """A verdict for each sample of one operator."""
+    op = next(op for op, name in zip(database(), names(), strict=True) if name == case)
+    training = mode == "training"
+    dtype = next((d for d in (torch.float32, torch.int64, torch.bool, torch.complex64) if op.supports_dtype(d, "cpu")), None)
+    if dtype is None or (training and not (op.supports_autograd and dtype == torch.float32)):
+        return {"samples": []}
+    torch.manual_seed(0)
+    answers = []
+    for i, sample in enumerate(op.sample_inputs("cpu", dtype, requires_grad=training)):
+        if i >= most:
+            break
+        with stall():
+            answers.append(_training(op, sample) if training else _inference(op, sample))
+    return {"samples": answers}
+
+
+@contextlib.contextmanager
+def stall() -> Iterator[None]:
+    """Inside: the process ends when no progress is made, since some hangs hear no exception."""
+    faulthandler.dump_traceback_later(STALL_S, exit=True)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+
+
+def _inference(op: Any, sample: Any) -> dict[str, Any]:
+    from neaptide.compiler.errors import NeaptideError
+    from neaptide.compiler.oracle import with_workspace
+    from neaptide.compiler.trace import trace
+
+    from .ground_truth import profiled_peak
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        return op.op(*args, **kwargs)
+
+    args, kwargs = (sample.input, *sample.args), sample.kwargs
+    try:
+        with torch.no_grad():
+            call(*_cloned(args), **_cloned(kwargs))
+            mine = _cloned((args, kwargs))
+            truth = profiled_peak(lambda: call(*mine[0], **mine[1])).nbytes
+    except Exception as error:
+        return {"verdict": "raises", "why": f"torch itself: {type(error).__name__}"}
+    try:
+        graph = with_workspace(trace(Call(call), args, kwargs))
+    except NeaptideError as error:
+        return {"verdict": "refused", "why": str(error)[:300]}
+    return _verdict(graph, truth)
+
+
+def _training(op: Any, sample: Any) -> dict[str, Any]:
+    from neaptide.compiler.errors import NeaptideError
+    from neaptide.compiler.oracle import with_workspace
+    from neaptide.compiler.training import TrainingLoop, trace_training
+
+    from .ground_truth import profiled_peak
+
+    loop = TrainingLoop(loss=_total)
+
+    def step() -> None:
+        loop.step(model, (), {}, optimizer)
+
+    try:
+        for _ in range(2):
+            model = Bound(op.op, *_cloned((sample.input, sample.args, sample.kwargs)))
+            if not list(model.parameters()):
+                return {"verdict": "raises", "why": "no input needs gradients"}
+            optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+            truth = profiled_peak(step).nbytes
+    except Exception as error:
+        return {"verdict": "raises", "why": f"torch itself: {type(error).__name__}"}
+    model = Bound(op.op, *_cloned((sample.input, sample.args, sample.kwargs)))
+    try:
+        graph = with_workspace(trace_training(model, (), loss=_total, optimizer="sgd:lr=0.1", step=1))
+    except NeaptideError as error:
+        return {"verdict": "refused", "why": str(error)[:300]}
+    return _verdict(graph, truth)
+
+
+def _verdict(graph: Any, truth: int) -> dict[str, Any]:
+    from neaptide.passes.liveness import eager_liveness
+
+    peak = eager_liveness(graph).peak
+    said = [str(graph.meta["kernels"]["unmeasured"])[:200]] if graph.meta["kernels"]["unmeasured"] else []
+    said += ["bounds"] if graph.meta.get("bounds") else []
+    ops = " ".join(n.op.removeprefix("aten.") for n in graph.nodes)[:300]
+    if peak == truth:
+        return {"verdict": "equal", "why": ""}
+    return {"verdict": "said" if said else "off", "why": f"{peak:,} for {truth:,} B; {', '.join(said)} {ops}"}
+
+
+def _cloned(value: Any) -> Any:
+    return tree_map_only(torch.Tensor, lambda t: t.detach().clone().requires_grad_(t.requires_grad), value)
+
+
+def _total(output: Any) -> Any:
+    """The sum of what needs gradients, real as a loss is."""
+    parts = [t for t in tree_leaves(output) if isinstance(t, torch.Tensor) and t.requires_grad]
+    total: Any = None
+    for part in parts:
+        one = torch.view_as_real(part.resolve_conj()).sum() if part.is_complex() else part.sum()
+        total = one if total is None else total + one
+    if total is None:
+        raise ValueError("no output needs gradients")
+    return total
+
+
+class Call(torch.nn.Module):
+    """A function as a module."""
+
+    def __init__(self, function: Any):
+        super().__init__()
+        self.function = function
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.function(*args, **kwargs)
+
+
+class Bound(torch.nn.Module):
+    """A function with its arguments, whose tensors that need gradients are parameters."""
+
+    def __init__(self, function: Any, *arguments: Any):
+        super().__init__()
+        self.function = function
+        leaves, self.spec = tree_flatten(arguments)
+        self.leaves: list[Any] = []
+        for i, leaf in enumerate(leaves):
+            if isinstance(leaf, torch.Tensor) and leaf.requires_grad:
+                self.register_parameter(f"p{i}", torch.nn.Parameter(leaf.detach()))
+            elif isinstance(leaf, torch.Tensor):
+                self.register_buffer(f"p{i}", leaf)
+            self.leaves.append(None if isinstance(leaf, torch.Tensor) else leaf)
+        self.tensors = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+
+    def forward(self) -> Any:
+        leaves = list(self.leaves)
+        for i in self.tensors:
+            leaves[i] = getattr(self, f"p{i}")
+        first, args, kwargs = tree_unflatten(leaves, self.spec)
+        return self.function(first, *args, **kwargs)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
