@@ -1,5 +1,5 @@
 """What a run does with tensors where no op is seen: values read by Python, copies of storages and of the random state, composites of
-torch that read or write memory themselves (`max_pool1d` without gradients, `ctc_loss` with lengths in tensors).
+torch that read or write memory themselves (`max_pool1d` without gradients, `ctc_loss` and `tensor_split` with numbers in tensors).
 
 `watched` puts functions of its own in place of torch's while a recorder runs; they do what they always did for tensors that are not
 hollow and for threads that record nothing.
@@ -88,7 +88,17 @@ def watched(recorder: Recorder, read: Callable[[torch.Tensor], torch.Tensor]) ->
         with _filled(recorder.fakes) if mine() else contextlib.nullcontext():
             return ctc_loss(log_probs, targets, input_lengths, target_lengths, *args, **kwargs)
 
+    def split(original: Callable[..., Any]) -> Callable[..., Any]:
+        def tensor_split(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+            if mine():
+                args = tuple(_numbers(a) for a in args)
+                kwargs = {k: _numbers(v) for k, v in kwargs.items()}
+            return original(self, *args, **kwargs)
+
+        return tensor_split
+
     methods: dict[str, Any] = {name: values_first(name) for name in ("tolist", "numpy", "__array__")}
+    methods |= {"tensor_split": split(torch.Tensor.tensor_split)}
     methods |= {"_make_subclass": staticmethod(plain_subclass), "__deepcopy__": copied, "__repr__": shown}
     with contextlib.ExitStack() as stack:
         for name, method in methods.items():
@@ -96,7 +106,12 @@ def watched(recorder: Recorder, read: Callable[[torch.Tensor], torch.Tensor]) ->
         for module in (torch, torch.random):
             stack.enter_context(mock.patch.object(module, "get_rng_state", rng_state))
         stack.enter_context(mock.patch.multiple(torch, max_pool1d=pooled, ctc_loss=connectionist))
+        stack.enter_context(mock.patch.object(torch, "tensor_split", split(torch.tensor_split)))
         yield
+
+
+def _numbers(value: Any) -> Any:
+    return value.tolist() if isinstance(value, torch.Tensor) else value
 
 
 def _pool_arguments(kernel_size: Any, stride: Any = (), padding: Any = 0, dilation: Any = 1, ceil_mode: bool = False) -> tuple[Any, ...]:

@@ -39,7 +39,8 @@ def choose_content(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], resu
         args[0].zero_()
         args[0].view(-1)[0] = max(0, wanted[0] - 1)
     elif name.startswith(("_unique", "unique")):
-        dim = kwargs.get("dim", args[1] if name.startswith("unique_dim") else args[3] if len(args) > 3 else None)
+        place = {"unique_dim": 1, "unique_dim_consecutive": 1, "unique_consecutive": 3}.get(name, len(args))
+        dim = args[place] if place < len(args) else kwargs.get("dim")
         _distinct(args[0], dim, wanted[0] if dim is None else wanted[dim])
 
 

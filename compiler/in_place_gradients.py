@@ -1,7 +1,7 @@
-"""Gradients that meet: autograd adds them in place where a recording on fake tensors shows a new tensor.
+"""Gradients that meet: autograd adds them in place where a recording shows a new tensor.
 
-A gradient with several contributions is summed as they arrive. On real tensors autograd writes the sum over the first one
-when nothing else refers to it; under a dispatch mode it never does. `accumulate_in_place` restores what a real run does.
+A gradient with several contributions is summed as they arrive. In a plain run autograd writes the sum over the first one when nothing
+else refers to it or to its storage; a recorder does. `accumulate_in_place` restores what a plain run does.
 """
 
 from __future__ import annotations

@@ -288,8 +288,10 @@ def declare_weights(recorder: Recorder, model: torch.nn.Module, skipped: Mapping
                 tied.setdefault(first[id(tensor)], []).append(name)
                 continue
             first[id(tensor)] = name
-            known = not tensor.is_meta and not (skipped and tensor.untyped_storage()._cdata in skipped)
-            recorder.external(tensor if fakes is None else fakes.of(tensor), role, name, value=tensor if known else None)
+            stand_in = tensor if fakes is None else fakes.of(tensor)
+            real = tensor if fakes is None else fakes.value(stand_in)
+            known = real is not None and not real.is_meta and not (skipped and real.untyped_storage()._cdata in skipped)
+            recorder.external(stand_in, role, name, value=real if known else None)
     if tied:
         recorder.builder.meta["tied"] = tied
 

@@ -4,8 +4,9 @@
 gradients are cleared at the end of a step, the model's output and the loss are held until the step ends. By default the
 second step is recorded, the steady state in which the optimizer's state exists; step 1 creates that state.
 
-What no op shows is added here: a Python number multiplied with a tensor that needs gradients is saved as an 8-byte tensor. Optimizers
-read their step count, which is answered. On fake tensors, where autograd never adds gradients that meet in place, that is mended too.
+What no op shows is added here: a Python number multiplied with a tensor that needs gradients is saved as an 8-byte tensor. Gradients that
+meet are added in place by autograd only when nothing else holds their storage, as the recorder does; that is mended. Optimizers read their
+step count, which is answered.
 """
 
 from __future__ import annotations
@@ -134,14 +135,14 @@ def trace_training(
         raise TraceError(f"accumulate={accumulate!r}: a step has one forward and backward pass or more")
     loop = TrainingLoop(loss, accumulate, set_to_none, autocast)
     args = (args,) if isinstance(args, torch.Tensor) else args
-    name = type(model).__name__
+    recorder = TrainingRecorder(type(model).__name__, fakes=Hollows())
     try:
-        return record_step(TrainingRecorder(name, fakes=Hollows()), model, args, kwargs or {}, loop, optimizer, step)
+        graph = record_step(recorder, model, args, kwargs or {}, loop, optimizer, step)
     except TraceError as error:
         if isinstance(error.__cause__, DATA_DEPENDENT):
             raise
-    recorder = TrainingRecorder(name, fakes=Fakes(device=device))
-    graph = record_step(recorder, model, args, kwargs or {}, loop, optimizer, step)
+        recorder = TrainingRecorder(type(model).__name__, fakes=Fakes(device=device))
+        graph = record_step(recorder, model, args, kwargs or {}, loop, optimizer, step)
     return accumulate_in_place(graph, recorder.mergeable)
 
 
@@ -265,7 +266,7 @@ class TrainingRecorder(Recorder):
                 if isinstance(tensor, torch.Tensor) and not tensor._is_view():
                     numbers = tuple(_numbers_as_tensors(func, args))
                     self._unsettled.append(_Recorded(weakref.ref(tensor), node.scope, node.source, numbers, node.id))
-        elif isinstance(self.fakes, Fakes) and func is torch.ops.aten.add.Tensor and self.phase == "backward" and _may_be_overwritten(args):
+        elif func is torch.ops.aten.add.Tensor and self.phase == "backward" and _is_accumulation(args):
             self.mergeable.append(node.id)
         if self.phase == "backward" and not node.scope:
             behind: Any = _current_autograd_node()
@@ -317,10 +318,12 @@ def _numbers_as_tensors(func: Any, args: tuple) -> Iterator[str]:
             yield argument.name
 
 
-def _may_be_overwritten(args: tuple) -> bool:
+def _is_accumulation(args: tuple) -> bool:
+    """Whether autograd adds up a gradient here, outside every formula, and may write the sum over its first part."""
     first, second = args[0], args[1]
     return (
-        isinstance(first, torch.Tensor)
+        _current_autograd_node() is None
+        and isinstance(first, torch.Tensor)
         and isinstance(second, torch.Tensor)
         and first.shape == second.shape
         and not first._is_view()
