@@ -40,6 +40,10 @@ SELECTIONS = frozenset(
 )  # fmt: skip
 
 
+# Ops whose result is as large as masks say, whatever their first argument holds.
+CHOOSERS = frozenset(("aten.index.Tensor", "aten.masked_select.default"))
+
+
 class Unknown(Exception):
     """A value cannot be computed from what is known; the text says what is missing."""
 
@@ -96,6 +100,17 @@ class Answers:
         self._note(op, f"values of size {list(value.shape)}, computed from known values")
         return value
 
+    def chosen(self, func: Any, mask: torch.Tensor) -> int | None:
+        """How many elements a mask given to `func` chooses; None, and a note, where that is not known."""
+        t = self.recorder.tensor_id(mask)
+        try:
+            with torch._C._DisableTorchDispatch(), torch.no_grad(), unseen():
+                value = self._unrecorded(mask) if t is None else self._evaluate([t])[t]
+                return int(value.count_nonzero())
+        except Unknown:
+            self._note(func, "its mask is taken to choose every element")
+            return None
+
     def _unrecorded(self, tensor: torch.Tensor) -> torch.Tensor:
         """What a tensor holds that no op has touched yet."""
         fakes = self.recorder.fakes
@@ -127,6 +142,11 @@ class Answers:
 
     def _run(self, func: Any, args: tuple, kwargs: Mapping[str, Any]) -> Any:
         """The real result, from real values of the tensors in the call."""
+        if str(func) in CHOOSERS and args[0].dtype not in (torch.bool, torch.uint8):
+            shape, dtype = args[0].shape, args[0].dtype
+            args = (None, *args[1:])
+        else:
+            shape = dtype = None
         ids: dict[int, int] = {}
         for _, t in tensors_in((args, kwargs)):
             known = self.recorder.tensor_id(t)
@@ -136,6 +156,8 @@ class Answers:
         with torch._C._DisableTorchDispatch(), torch.no_grad():
             values = self._evaluate(list(ids.values()))
             args, kwargs = map_tensors(lambda t: values[ids[id(t)]], (args, dict(kwargs)))
+            if shape is not None:  # only the size is asked for, which the masks decide
+                args = (torch.zeros((), dtype=dtype).expand(shape), *args[1:])
             return func(*args, **kwargs)
 
     def _evaluate(self, wanted: Sequence[int]) -> dict[int, torch.Tensor]:

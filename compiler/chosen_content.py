@@ -44,6 +44,14 @@ def choose_content(op: str, args: Sequence[Any], kwargs: Mapping[str, Any], resu
         _distinct(args[0], dim, wanted[0] if dim is None else wanted[dim])
 
 
+def choose_masks(tensors: Sequence[Any], counts: Sequence[int | None]) -> None:
+    """Write masks into those of `tensors` that are masks, in order: the first so many elements are chosen; None leaves one as it is."""
+    masks = [t for t in tensors if str(t.dtype) in ("torch.bool", "torch.uint8")]
+    for mask, count in zip(masks, counts, strict=False):
+        if count is not None:
+            _select(mask, count)
+
+
 def _place(indices: Sequence[Any]) -> int:
     """The dimension at which the first index of a call lies."""
     return next(i for i, index in enumerate(indices) if index is not None)

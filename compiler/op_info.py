@@ -15,6 +15,18 @@ DROPPED_NAMESPACES = frozenset(("prim", "prims", "profiler"))
 LIFTS = frozenset(("aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift.default"))
 SETTERS = frozenset(f"aten.set_.{overload}" for overload in ("source_Storage", "source_Storage_storage_offset", "source_Tensor", ""))
 LOOKERS = frozenset(("aten._fused_sdp_choice.default", "aten.is_same_size.default", "aten._has_compatible_shallow_copy_type.default"))
+MASKED = frozenset(
+    f"aten.{op}.default"
+    for op in (
+        "index_put",
+        "index_put_",
+        "_index_put_impl_",
+        "_unsafe_index_put",
+        "masked_scatter",
+        "masked_scatter_",
+        "masked_scatter_backward",
+    )
+)
 # Ops that write arguments which their schema does not mark: argument positions, and the position of the flag that says so.
 UNMARKED_WRITES = {
     "aten.native_batch_norm.default": ((3, 4), 5),
@@ -30,6 +42,7 @@ class OpInfo:
     `dependent`: the size of a result, or a number it returns, depends on data. `plain`: it only makes new tensors.
     `in_place`: it writes its first argument, returns it, and does nothing else. `shapes_only`: it reads and writes no bytes.
     `mask`: position of the argument that says which of its results are wanted; kernels leave the others undefined.
+    `masked`: what it takes for itself depends on how many elements a mask chooses.
     """
 
     name: str
@@ -43,6 +56,7 @@ class OpInfo:
     in_place: bool
     shapes_only: bool
     mask: int | None
+    masked: bool
 
 
 def op_info(func: Any) -> OpInfo:
@@ -62,7 +76,9 @@ def op_info(func: Any) -> OpInfo:
     shapes_only = (func.is_view and not lift) or torch.Tag.inplace_view in func.tags or name in SETTERS or name in LOOKERS
     dropped = func.namespace in DROPPED_NAMESPACES
     mask = next((i for i, a in enumerate(arguments) if a.name in ("output_mask", "grad_input_mask")), None)
-    return OpInfo(name, dropped, writes, random, dropout, lift, dependent, plain, in_place and not shapes_only, shapes_only, mask)
+    return OpInfo(
+        name, dropped, writes, random, dropout, lift, dependent, plain, in_place and not shapes_only, shapes_only, mask, name in MASKED
+    )
 
 
 _known: dict[Any, OpInfo] = {}

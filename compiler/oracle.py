@@ -156,6 +156,8 @@ def kernel_signature(graph: Graph, node: Node) -> str | None:
         "tensors": [[list(t.shape), None if t.strides is None else list(t.strides), t.dtype] for t in tensors],
         "grad": bool(node.attrs.get("grad", False)),
     }
+    if any(n is not None for n in node.attrs.get("chosen", ())):
+        signature["chosen"] = node.attrs["chosen"]
     if node.op in SIZED_BY_DATA:
         signature["results"] = [list(graph.tensors[t].shape) for t in node.outputs]
     return json.dumps(signature, sort_keys=True, separators=(",", ":"))

@@ -109,7 +109,7 @@ def _measure(signature: dict[str, Any], integers: int) -> dict[str, Any]:
     import torch
 
     from .args import call_args, runnable
-    from .chosen_content import choose_content
+    from .chosen_content import choose_content, choose_masks
     from .serialize import decode_attrs
 
     op = runnable(signature["op"])
@@ -119,6 +119,8 @@ def _measure(signature: dict[str, Any], integers: int) -> dict[str, Any]:
     )
     if "results" in signature:
         choose_content(signature["op"], args, kwargs, signature["results"])
+    if "chosen" in signature:
+        choose_masks(tensors, signature["chosen"])
     prepare = _PREPARE.get(signature["op"])
     with torch.set_grad_enabled(signature["grad"]):
         if prepare is not None:

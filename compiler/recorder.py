@@ -24,7 +24,8 @@ How to drive it::
 the next node gets, `started` that of the last node that has started. `event` adds a node for memory that dispatch does not show.
 Sizes that are symbolic go through `concrete` (default int); `sizes[storage id]` keeps the unconverted number of bytes.
 `answer(func, args, kwargs)` is asked before each op whose result depends on data (see `compiler.answers`); it returns what the
-op returns, or `NotImplemented`.
+op returns, or `NotImplemented`. `chosen(func, mask)` tells how many elements a mask chooses, None if nobody knows, for ops whose memory
+depends on that; nodes carry it as attribute "chosen".
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ class Recorder(TorchDispatchMode):
         fakes: Fakes | Hollows | None = None,
         concrete: Callable[[Any], Any] = int,
         answer: Callable[[Any, tuple, Mapping[str, Any]], Any] | None = None,
+        chosen: Callable[[Any, torch.Tensor], int | None] | None = None,
         sources: bool = True,
     ):
         super().__init__()
@@ -81,6 +83,7 @@ class Recorder(TorchDispatchMode):
         self.fakes = fakes
         self.concrete = concrete
         self.answer = answer
+        self.chosen = chosen
         self.phase = "forward"
         self.started = -1
         self.sizes: list[Any] = []
@@ -280,6 +283,9 @@ class Recorder(TorchDispatchMode):
         node = self.started = len(self.builder.nodes)
         scope, source = self._place(self._source(sys._getframe(1)))
         self.source = source
+        if info.masked and self.chosen is not None:
+            given = {id(t): t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)}
+            attrs["chosen"] = [self.chosen(func, t) for t in given.values() if t.dtype in (torch.bool, torch.uint8)]
         out = self.answer(func, args, kwargs) if info.dependent and self.answer is not None else NotImplemented
         if out is NotImplemented:
             out = self._run(info, func, args, kwargs, attrs, inputs)

@@ -199,7 +199,7 @@ def _record_on(
     fakes: Fakes | Hollows, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any], rung: str, skipped: Mapping[int, torch.Tensor]
 ) -> Graph:
     answers = Answers(bounds=rung == "bounds")
-    recorder = answers.recorder = Recorder(_name(model), fakes=fakes, answer=answers.ask)
+    recorder = answers.recorder = Recorder(_name(model), fakes=fakes, answer=answers.ask, chosen=answers.chosen)
     declare_weights(recorder, model, skipped)
     fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs, model)
     with borrowed(model, fakes), torch.no_grad(), eager_branches(), kernel_strides(fakes.mode), no_collection():

@@ -219,8 +219,8 @@ class TrainingRecorder(Recorder):
     """
 
     def __init__(self, name: str, *, fakes: Fakes | Hollows, concrete: Callable[[Any], Any] = int):
-        super().__init__(name, fakes=fakes, concrete=concrete, answer=self._number)
         self.answers = Answers()
+        super().__init__(name, fakes=fakes, concrete=concrete, answer=self._number, chosen=self.answers.chosen)
         self.answers.recorder = self
         self.mergeable: list[int] = []
         self._unsettled: list[_Recorded] = []

@@ -30,6 +30,7 @@ class Net(nn.Module):
         return self.function(self, *args)
 
 
+X = torch.randn(4, 8)
 MASK = torch.rand(40, 50, generator=torch.Generator().manual_seed(1)) > 0.9
 
 
@@ -61,6 +62,10 @@ INFERENCE = {
     "mask": (lambda m, x, mask: x[mask], {}, lambda: (torch.randn(40, 50), MASK)),
     "mask of rows": (lambda m, x, mask: x[mask].relu(), {}, lambda: (torch.randn(40, 50), MASK[:, 0])),
     "mask of columns": (lambda m, x, mask: x[:, mask], {}, lambda: (torch.randn(40, 50), MASK[0])),
+    "written by mask": (lambda m, x, mask: x.relu().index_put((mask,), x.sum()), {}, lambda: (torch.randn(40, 50), MASK)),
+    "scattered by mask": (lambda m, x, mask: x.relu().masked_scatter_(mask, x), {}, lambda: (torch.randn(40, 50), MASK)),
+    "mask of what is not known": (lambda m, x, mask: torch.rand_like(x)[mask], {}, lambda: (torch.randn(40, 50), MASK)),
+    "split where a tensor says": (lambda m, x, n: [p * 2 for p in torch.tensor_split(x, n)], {}, lambda: (X, torch.tensor([1, 3]))),
     "nonzero": (lambda m, x, mask: mask.nonzero() + 1, {}, lambda: (torch.randn(40, 50), MASK)),
     "masked_select": (lambda m, x, mask: x.masked_select(mask), {}, lambda: (torch.randn(40, 50), MASK)),
     "unique": (lambda m, x: torch.unique(x)[0], {}, lambda: (torch.randint(5, (64,)),)),
@@ -130,11 +135,11 @@ TRAINING = {
     "cumprod": (lambda m, x: m.l(x).sigmoid().cumprod(1), {}),
     "trace": (lambda m, x: (m.l(x).t() @ m.l(x)).trace(), {}),
     "gradients that meet": (lambda m, x: (y := m.l(x)) * 2 + y.relu() + y.sin(), {}),
+    "masked_scatter": (lambda m, x: m.l(x).masked_scatter(MASK[:4, :8], m.l(x) * 2), {}),
+    "differences": (lambda m, x: (y := m.l(x))[1:] - y[:-1], {}),
+    "cumprod of the weights": (lambda m, x: m.l.weight.cumprod(0) @ x.t(), {}),
     "dropped by a known mask": (lambda m, x: m.l(x)[COLUMNS[:4] > 0], {}),
 }
-
-
-X = torch.randn(4, 8)
 
 
 def trained(case):
