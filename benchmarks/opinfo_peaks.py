@@ -1,8 +1,10 @@
-"""Predicted eager peaks of every operator in torch's own database of samples, against the profiler's, to the byte.
+"""Predicted eager peaks of every operator in torch's own database of samples, against the profiler's, to the byte; runs in the arena.
 
-`python -m benchmarks.opinfo_peaks [--mode inference|training] [--samples N] [--only NAME ...] [--resume FILE] [--quick] [--json PATH]`.
+`python -m benchmarks.opinfo_peaks [--mode inference|training|arena] [--samples N] [--only NAME ...] [--resume FILE]
+[--quick] [--json PATH]`.
 Each sample is a model of one call. In training its floating tensors are parameters, and one step of SGD is taken. A sample whose
-kernels could not be measured, or whose sizes are bounds, says so in the result itself and is listed, not counted as equal.
+kernels could not be measured, or whose sizes are bounds, says so in the result itself and is listed, not counted as equal. In the arena
+each sample runs inside its memory plan, and its bits are compared with a run outside.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import sys
 import types
 import unittest
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -27,6 +29,8 @@ from neaptide.compiler.errors import NeaptideError
 from neaptide.compiler.oracle import with_workspaces
 from neaptide.compiler.trace import trace
 from neaptide.compiler.training import TrainingLoop, trace_training
+from neaptide.passes.allocate import allocate
+from neaptide.passes.execute import execute_in_arena
 from neaptide.passes.liveness import eager_liveness
 
 from .figures import Figure, finish
@@ -34,8 +38,9 @@ from .ground_truth import profiled_peak
 from .peak_runs import run_all, serve
 
 STALL_S = 120
+PEAK = "peak equals the profiler's to the byte"
 GROUP = 12
-REACH = {"inference": 0.995, "training": 0.98}
+REACH = {"inference": 0.995, "training": 0.98, "arena": 0.995}
 
 
 def main() -> int:
@@ -64,7 +69,7 @@ def main() -> int:
         share = equal / max(1, counted)
         figures += [
             Figure(
-                f"{mode}: samples whose peak equals the profiler's to the byte",
+                f"{mode}: samples whose {'bits in the arena are those outside' if mode == 'arena' else PEAK}",
                 f">= {REACH[mode]:.1%}, the rest said in the result",
                 f"{equal} of {counted} ({share:.2%}); {kinds['said']} unmeasured or bounds; {kinds['sparse']} of sparse inputs are refused",
                 share >= REACH[mode],
@@ -118,13 +123,15 @@ def compare(case: str, mode: str, most: int) -> dict[str, Any]:
         torch.manual_seed(0)
         for i, sample in enumerate(itertools.islice(op.sample_inputs("cpu", dtype, requires_grad=training), most)):
             with stall():
-                answer = _training(op, sample) if training else _inference(op, sample)
+                answer = RUNS[mode](op, sample)
             if isinstance(answer, dict):
                 found[f"{name}[{i}]"] = answer
             else:
                 pending[f"{name}[{i}]"] = answer
     graphs = with_workspaces([graph for graph, _ in pending.values()])
     verdicts = (_verdict(graph, truth) for graph, (_, truth) in zip(graphs, pending.values(), strict=True))
+    if mode == "arena":
+        return {"samples": found}
     return {"samples": found | dict(zip(pending, verdicts, strict=True))}
 
 
@@ -176,6 +183,31 @@ def _training(op: Any, sample: Any) -> dict[str, Any] | tuple[Any, int]:
         return trace_training(bound(), (), loss=_total, optimizer="sgd:lr=0.1", step=1), truth
     except NeaptideError as error:
         return _refused(error)
+
+
+def _arena(op: Any, sample: Any) -> dict[str, Any]:
+    """Whether a run inside the memory plan gives the bits of a run outside."""
+    model, args, kwargs = Call(op.op), (sample.input, *sample.args), sample.kwargs
+    try:
+        graph = trace(model, args, kwargs)
+    except NeaptideError as error:
+        return _refused(error)
+    given, wanted = _cloned((args, kwargs)), _cloned((args, kwargs))
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            torch.manual_seed(0)
+            expected = model(*wanted[0], **wanted[1])
+    except Exception as error:
+        return {"verdict": "raises", "why": f"torch itself: {type(error).__name__}"}
+    try:
+        run = execute_in_arena(graph, allocate(graph, inputs="planned"), *given, seed=0)
+    except NeaptideError as error:
+        return _refused(error)
+    difference = run.difference(expected)
+    return {"verdict": "off" if difference else "equal", "why": difference or ""}
+
+
+RUNS: dict[str, Callable[[Any, Any], Any]] = {"inference": _inference, "training": _training, "arena": _arena}
 
 
 def _refused(error: Exception) -> dict[str, Any]:

@@ -319,11 +319,10 @@ def _numbers_as_tensors(func: Any, args: tuple) -> Iterator[str]:
 
 
 def _is_accumulation(args: tuple) -> bool:
-    """Whether autograd adds up a gradient here, outside every formula, and may write the sum over its first part."""
+    """Whether autograd may be adding up a gradient here, and may write the sum over its first part."""
     first, second = args[0], args[1]
     return (
-        _current_autograd_node() is None
-        and isinstance(first, torch.Tensor)
+        isinstance(first, torch.Tensor)
         and isinstance(second, torch.Tensor)
         and first.shape == second.shape
         and not first._is_view()

@@ -24,6 +24,8 @@ from ..compiler.graph import Graph, Node, contiguous_strides
 from .liveness import liveness
 from .verify_plan import verify_plan
 
+SAME_IN_PLACE = frozenset(("aten.native_batch_norm.default", "aten.where.self", "aten.index_select.default"))
+
 if TYPE_CHECKING:
     import torch
 
@@ -333,7 +335,11 @@ def _mutates(op: str) -> bool:
 
 @cache
 def _native_out(op: str) -> tuple[Any, tuple[str, ...]] | None:
-    """The `out=` form of an op and the names of its out arguments; None where there is none, or it only copies."""
+    """The `out=` form of an op and the names of its out arguments; None where there is none, it only copies, or it may compute otherwise.
+
+    An op whose two forms torch generates from one kernel ("structured") gives the same bits in both. Of the others some use the memory
+    given as scratch, or resize it; LAPACK's ask for a layout.
+    """
     import torch
 
     from ..compiler.args import operator
@@ -341,7 +347,10 @@ def _native_out(op: str) -> tuple[Any, tuple[str, ...]] | None:
     if op.startswith("onnx."):
         return None
     function = operator(op)
-    if function._schema.is_mutable:
+    schema = function._schema
+    name = f"{schema.name}.{schema.overload_name}" if schema.overload_name else schema.name
+    structured = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeExplicitAutogradNonFunctional")
+    if schema.is_mutable or "linalg_" in name or not (structured or op in SAME_IN_PLACE):
         return None
     wanted = [(a.name, str(a.type)) for a in function._schema.arguments]
     packet = function.overloadpacket

@@ -98,7 +98,17 @@ class Recurrent(nn.Module):
         return self.gru(y)[0], h, c
 
 
+class Losses(nn.Module):
+    """Kernels that write their results with an `out=` form of their own, which uses the memory as scratch or asks for a layout."""
+
+    def forward(self, x, y):
+        losses = [F.binary_cross_entropy(x, y, weight=w, reduction=r) for w in (None, y + 1) for r in ("none", "mean", "sum")]
+        losses += [f(x, y, reduction=r) for f in (F.l1_loss, F.huber_loss, F.smooth_l1_loss, F.mse_loss) for r in ("none", "mean", "sum")]
+        return losses, torch.linalg.qr(x), torch.linalg.qr(x, "r")[1], torch.linalg.svd(x), F.logsigmoid(x), F.hardtanh(x, 0.2, 0.7)
+
+
 CASES = {
+    "losses": (Losses, (torch.rand(7, 5) * 0.9 + 0.05, (torch.rand(7, 5) > 0.5).float()), {}),
     "inception": (Inception, (torch.randn(2, 4, 9, 9),), {}),
     "attention": (Attention, (torch.randn(2, 5, 32),), {"mask": torch.randn(5, 5)}),
     "windows": (Windows, (torch.randn(3, 5),), {}),
