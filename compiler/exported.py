@@ -64,7 +64,7 @@ def from_exported_program(program: Any, *, name: str = "exported") -> Graph:
             by_name[target] = values[-1]
         else:
             raise TraceError(f"input {spec.arg.name!r} of {name!r} is a {kind.lower()}, not a tensor; such programs cannot be traced")
-    with user_errors(program), borrowed(program.graph_module, fakes), torch.no_grad(), kernel_strides(fakes.mode), fakes.mode, recorder:
+    with user_errors(program), borrowed(program.graph_module, fakes.of), torch.no_grad(), kernel_strides(fakes.mode), fakes.mode, recorder:
         results = _Replay(program.graph_module, recorder).run(*values)
         outputs = []
         for result, spec in zip(results, signature.output_specs, strict=True):
@@ -91,7 +91,7 @@ def from_fx(module: Any, args: Sequence[Any] = (), *, name: str = "fx") -> Graph
         values, _ = declare_inputs(recorder, args, {})
     else:
         values = [recorder.input(fakes.of(_example(node)), node.name) for node in nodes]
-    with user_errors(module), borrowed(module, fakes), torch.no_grad(), kernel_strides(fakes.mode), fakes.mode, recorder:
+    with user_errors(module), borrowed(module, fakes.of), torch.no_grad(), kernel_strides(fakes.mode), fakes.mode, recorder:
         result = _Replay(module, recorder).run(*values)
     return _finish(recorder, result, "fx")
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch._subclasses import fake_impls
@@ -110,26 +110,23 @@ def kernel_strides(mode: FakeTensorMode) -> Iterator[None]:
         table.update(taken)
 
 
-class StandIns(Protocol):
-    """What stands in for real tensors in a recording: `Fakes`, or `compiler.hollow.Hollows`."""
-
-    def of(self, tensor: torch.Tensor, /) -> torch.Tensor: ...
+StandIn = Callable[[torch.Tensor], torch.Tensor]
 
 
 @contextlib.contextmanager
-def borrowed(model: torch.nn.Module, fakes: StandIns | None) -> Iterator[None]:
-    """Inside: every tensor that a module of `model` holds is its fake. After: all is as before, whatever happened inside.
+def borrowed(model: torch.nn.Module, stand_in: StandIn | None) -> Iterator[None]:
+    """Inside: every tensor that a module of `model` holds is its `stand_in`. After: all is as before, whatever happened inside.
 
     Parameters, buffers, tensor attributes and tensors in list, tuple and dict attributes are swapped. On the way out each
     module's attributes, and the contents of its list, dict and set attributes, are put back, so modes, hooks, counters and
-    caches that the forward pass left behind are gone. Without `fakes` nothing is swapped, but all is put back.
+    caches that the forward pass left behind are gone. Without `stand_in` nothing is swapped, but all is put back.
     """
     modules = list(model.modules())
     saved = [_snapshot(module) for module in modules]
     try:
-        if fakes is not None:
+        if stand_in is not None:
             for module in modules:
-                _swap(module, fakes)
+                _swap(module, stand_in)
         yield
     finally:
         for module, attributes, contents in saved:
@@ -169,17 +166,17 @@ def _same_items(container: Any, items: Any) -> bool:
     return all(k is j and a is b for (k, a), (j, b) in zip(container.items(), items.items(), strict=True))
 
 
-def _swap(module: torch.nn.Module, fakes: StandIns) -> None:
+def _swap(module: torch.nn.Module, stand_in: StandIn) -> None:
     tables: Any = (module._parameters, module._buffers)
     for table in tables:
-        table.update({name: fakes.of(tensor) for name, tensor in table.items() if tensor is not None})
+        table.update({name: stand_in(tensor) for name, tensor in table.items() if tensor is not None})
     attributes = module.__dict__
     for name, value in list(attributes.items()):
         if type(value) in NO_TENSORS or name in ("_parameters", "_buffers", "_modules"):
             continue
         if isinstance(value, torch.Tensor):
-            attributes[name] = fakes.of(value)
+            attributes[name] = stand_in(value)
         elif type(value) in (list, tuple) and any(isinstance(item, torch.Tensor) for item in value):
-            attributes[name] = type(value)(fakes.of(item) if isinstance(item, torch.Tensor) else item for item in value)
+            attributes[name] = type(value)(stand_in(item) if isinstance(item, torch.Tensor) else item for item in value)
         elif type(value) is dict and any(isinstance(item, torch.Tensor) for item in value.values()):
-            attributes[name] = {k: fakes.of(v) if isinstance(v, torch.Tensor) else v for k, v in value.items()}
+            attributes[name] = {k: stand_in(v) if isinstance(v, torch.Tensor) else v for k, v in value.items()}

@@ -161,6 +161,37 @@ class Hollows:
         self._made: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._reals: dict[int, torch.Tensor] = {}
         self._storages: dict[int, torch.UntypedStorage] = {}
+        self._lent: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, bool]] = []
+
+    def take(self, tensor: torch.Tensor) -> torch.Tensor:
+        """`tensor` itself, made hollow until `give_back`: hooks on it and whoever holds it go on as they are. A stand-in if it cannot be.
+
+        Its gradient, where it has one, is left out meanwhile.
+        """
+        if id(tensor) in self._reals or is_hollow(tensor) or tensor.device != CPU or not tensor.is_leaf:
+            return self.of(tensor)
+        made = self._make(tensor)
+        with torch._C._DisableTorchDispatch(), torch.no_grad(), unseen():
+            real, grad, needs = tensor.data, tensor.grad, tensor.requires_grad
+            tensor.grad = None
+            tensor.data = made.data
+        self._lent.append((tensor, real, grad, needs))
+        self._reals[id(tensor)] = real
+        return tensor
+
+    def fresh(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A stand-in that nothing here holds on to, so that it ends when the run lets go of it."""
+        return tensor if is_hollow(tensor) else self._make(tensor)
+
+    def give_back(self) -> None:
+        """Every tensor that was taken has its memory and its gradient again."""
+        with torch._C._DisableTorchDispatch(), torch.no_grad(), unseen():
+            for tensor, real, grad, needs in reversed(self._lent):
+                tensor.grad = None
+                tensor.data = real
+                tensor.requires_grad_(needs)
+                tensor.grad = grad
+        self._lent.clear()
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
         """The hollow tensor that stands for `tensor`; `tensor` itself when it is hollow already."""

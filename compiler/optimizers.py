@@ -12,20 +12,20 @@ from typing import Any
 import torch
 
 from .errors import SourceError, TraceError
-from .fake import StandIns
+from .fake import StandIn
 
 
-def make_optimizer(spec: Any, parameters: Sequence[torch.Tensor], fakes: StandIns | None = None) -> torch.optim.Optimizer | None:
+def make_optimizer(spec: Any, parameters: Sequence[torch.Tensor], stand_in: StandIn | None = None) -> torch.optim.Optimizer | None:
     """The optimizer that `spec` describes, over `parameters`; None for None.
 
     `spec`: a name of `torch.optim` in any case, with options (`"adamw"`, `"adamw:fused"`, `"sgd:momentum=0.9,nesterov"`); a
-    class; a function from a list of parameters; or an optimizer, of which a copy over `fakes` of its tensors is made (the
-    optimizer itself if `fakes` is None). Raises `SourceError` for an unknown name or option.
+    class; a function from a list of parameters; or an optimizer, of which a copy over `stand_in` of its tensors is made (the
+    optimizer itself if `stand_in` is None). Raises `SourceError` for an unknown name or option.
     """
     if spec is None:
         return None
     if isinstance(spec, torch.optim.Optimizer):
-        return spec if fakes is None else _over_fakes(spec, fakes)
+        return spec if stand_in is None else _over(spec, stand_in)
     if not parameters:
         raise TraceError("the model has no parameter that needs gradients: there is nothing for an optimizer to do; leave optimizer= out")
     if isinstance(spec, str):
@@ -71,11 +71,11 @@ def _option(text: str) -> tuple[str, Any]:
         raise SourceError(f"optimizer option {text!r}: {value!r} is neither a number nor true or false") from None
 
 
-def _over_fakes(optimizer: torch.optim.Optimizer, fakes: StandIns) -> torch.optim.Optimizer:
-    """A copy whose parameters and state are the fakes of the original's."""
+def _over(optimizer: torch.optim.Optimizer, stand_in: StandIn) -> torch.optim.Optimizer:
+    """A copy whose parameters and state stand in for the original's."""
     twin = copy.copy(optimizer)
-    twin.param_groups = [{**group, "params": [fakes.of(p) for p in group["params"]]} for group in optimizer.param_groups]
+    twin.param_groups = [{**group, "params": [stand_in(p) for p in group["params"]]} for group in optimizer.param_groups]
     twin.state = defaultdict(dict)
     for parameter, state in optimizer.state.items():
-        twin.state[fakes.of(parameter)] = {k: fakes.of(v) if isinstance(v, torch.Tensor) else v for k, v in state.items()}
+        twin.state[stand_in(parameter)] = {k: stand_in(v) if isinstance(v, torch.Tensor) else v for k, v in state.items()}
     return twin

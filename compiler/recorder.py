@@ -12,7 +12,7 @@ How to drive it::
     for name, p in model.named_parameters():           # before the run: what is there already
         recorder.external(hollows.of(p), "parameter", name, value=p)
     x = recorder.input(hollows.of(x_real), "x")
-    with borrowed(model, hollows), hollows.active(), recorder, recorder.scopes(model):
+    with borrowed(model, hollows.of), hollows.active(), recorder, recorder.scopes(model):
         y = model(x)
         recorder.phase = "backward"                    # later nodes carry this phase
         y.sum().backward()

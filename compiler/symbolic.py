@@ -162,7 +162,7 @@ def _inference(model: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str,
     recorder = Recorder(type(model).__name__, fakes=fakes, concrete=concrete, sources=False)
     declare_weights(recorder, model)
     declare_inputs(recorder, args, kwargs, model)
-    with borrowed(model, fakes), torch.no_grad(), eager_branches():
+    with borrowed(model, fakes.of), torch.no_grad(), eager_branches():
         model.eval()
         with fakes.mode, recorder, recorder.scopes(model):
             result = model(*args, **kwargs)

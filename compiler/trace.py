@@ -59,7 +59,8 @@ def trace(
     `model`: a module, real or on the meta device; a factory of one (a module class or any callable without required parameters),
     which is built without weights where it can be; or another function of tensors. `args`, `kwargs`: example arguments, in any
     nesting of containers, dataclasses and objects; tensors on the meta device will do. `mode="inference"` runs in eval mode
-    without gradients; `mode="training"` records a training step with `loss` and `optimizer` (see `compiler.training`).
+    without gradients; `mode="training"` records a training step with `loss` and `optimizer` (see `compiler.training`); with `mode="step"`,
+    `model` is a function that does a whole step itself (see `compiler.own_steps`).
 
     The model is not run unless `allow_real_run` is true and nothing else works. Raises `TraceError`, with the user's own line,
     when the model raises, an op has no fake kernel, or control flow depends on data that is not known.
@@ -68,6 +69,12 @@ def trace(
     _check_request(args, kwargs, device, mode)
     kwargs = dict(kwargs or {})
     check_arguments(args, kwargs)
+    if mode == "step":
+        from .own_steps import trace_step
+
+        if loss is not None or optimizer is not None or allow_real_run:
+            raise TraceError("mode='step' records a function that computes its loss and steps its optimizers itself: give it alone")
+        return trace_step(model, args, kwargs)
     if mode == "training":
         if allow_real_run:
             raise TraceError("allow_real_run=True is for inference: a training step is recorded on fake tensors alone; leave it out")
@@ -82,8 +89,8 @@ def trace(
 
 
 def _check_request(args: Any, kwargs: Any, device: str, mode: str) -> None:
-    if mode not in ("inference", "training"):
-        raise TraceError(f"mode={mode!r}: choose 'inference' or 'training'")
+    if mode not in ("inference", "training", "step"):
+        raise TraceError(f"mode={mode!r}: choose 'inference', 'training' or 'step'")
     if torch.device(device).type != "cpu":
         raise TraceError(
             f"device={device!r}: only 'cpu' can be traced exactly. Without the device its kernels are chosen otherwise "
@@ -202,7 +209,7 @@ def _record_on(
     recorder = answers.recorder = Recorder(_name(model), fakes=fakes, answer=answers.ask, chosen=answers.chosen)
     declare_weights(recorder, model, skipped)
     fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs, model)
-    with borrowed(model, fakes), torch.no_grad(), eager_branches(), kernel_strides(fakes.mode), no_collection():
+    with borrowed(model, fakes.of), torch.no_grad(), eager_branches(), kernel_strides(fakes.mode), no_collection():
         model.eval()
         with watched(recorder, answers.read), fakes.active(), recorder, recorder.scopes(model):
             result = model(*fake_args, **fake_kwargs)
@@ -269,8 +276,10 @@ def graph_meta(model: Any, *, device: str, mode: str) -> dict[str, Any]:
     }
 
 
-def declare_weights(recorder: Recorder, model: torch.nn.Module, skipped: Mapping[int, torch.Tensor] | None = None) -> None:
-    """Tell `recorder` the parameters and buffers of `model` under their first names; further names go to meta "tied".
+def declare_weights(
+    recorder: Recorder, model: torch.nn.Module, skipped: Mapping[int, torch.Tensor] | None = None, *, prefix: str = ""
+) -> None:
+    """Tell `recorder` the parameters and buffers of `model` under their first names, after `prefix`; further names go to meta "tied".
 
     Their values go along, except for tensors on meta and those over storages in `skipped`, whose bytes mean nothing.
     """
@@ -279,7 +288,7 @@ def declare_weights(recorder: Recorder, model: torch.nn.Module, skipped: Mapping
     tied: dict[str, list[str]] = {}
     held: dict[str, list[tuple[str, torch.Tensor]]] = {"parameter": [], "buffer": []}
     for path, module in model.named_modules(remove_duplicate=False):
-        dot = f"{path}." if path else ""
+        dot = "".join(f"{part}." for part in (prefix, path) if part)
         held["parameter"].extend((dot + name, t) for name, t in module._parameters.items() if t is not None)
         held["buffer"].extend((dot + name, t) for name, t in module._buffers.items() if t is not None)
     for role, named in held.items():
@@ -293,7 +302,7 @@ def declare_weights(recorder: Recorder, model: torch.nn.Module, skipped: Mapping
             known = real is not None and not real.is_meta and not (skipped and real.untyped_storage()._cdata in skipped)
             recorder.external(stand_in, role, name, value=real if known else None)
     if tied:
-        recorder.builder.meta["tied"] = tied
+        recorder.builder.meta["tied"] = {**recorder.builder.meta.get("tied", {}), **tied}
 
 
 def declare_inputs(

@@ -25,10 +25,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from .answers import Answers
 from .beside_dispatch import watched
 from .errors import TraceError
-from .fake import Fakes, borrowed, kernel_strides
+from .fake import Fakes, StandIn, borrowed, kernel_strides
 from .graph import Graph
 from .hollow import Hollows
 from .in_place_gradients import accumulate_in_place
+from .lent_optimizers import optimizers_lent
 from .op_info import DROPPED_NAMESPACES
 from .optimizers import make_optimizer
 from .recorder import Recorder
@@ -160,14 +161,18 @@ def record_step(
     assert fakes is not None
     _import_what_optimizers_import()
     with contextlib.ExitStack() as stack:
-        for part in (user_errors(model, training=True), borrowed(model, fakes), torch.enable_grad(), eager_branches(), no_collection()):
+        stack.enter_context(user_errors(model, training=True))
+        if isinstance(fakes, Hollows):
+            stack.callback(fakes.give_back)
+            stack.enter_context(optimizers_lent(fakes))
+        stand_in = fakes.take if isinstance(fakes, Hollows) else fakes.of
+        for part in (borrowed(model, stand_in), torch.enable_grad(), eager_branches(), no_collection(), kernel_strides(fakes.mode)):
             stack.enter_context(part)
-        stack.enter_context(kernel_strides(fakes.mode))
         model.train()
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         with fakes.active():
-            optim = make_optimizer(optimizer, list(parameters.values()), fakes)
-            if step == 2 and optim is not None:
+            optim = make_optimizer(optimizer, list(parameters.values()), _state_stand_in(fakes))
+            if step == 2 and (optim is not None or any(p._post_accumulate_grad_hooks for p in parameters.values())):
                 first = TrainingRecorder(recorder.builder.name, fakes=fakes, concrete=recorder.concrete)
                 _run(first, loop, model, args, kwargs, parameters, optim)
             _run(recorder, loop, model, args, kwargs, parameters, optim)
@@ -176,6 +181,13 @@ def record_step(
         if recorder.answers.assumptions:
             facts["assumptions"] = recorder.answers.assumptions
         return recorder.finish(**graph_meta(model, device=str(fakes.device), mode="training"), **facts)
+
+
+def _state_stand_in(fakes: Fakes | Hollows) -> StandIn:
+    """Stand-ins for an optimizer's tensors: its parameters' own, and for its state such as end when it is replaced."""
+    if not isinstance(fakes, Hollows):
+        return fakes.of
+    return lambda tensor: fakes.of(tensor) if isinstance(tensor, torch.nn.Parameter) else fakes.fresh(tensor)
 
 
 def _run(
@@ -195,8 +207,15 @@ def _run(
     def name_state() -> None:
         _name_state(recorder, parameters, optimizer)
 
-    with watched(recorder, recorder.answers.read), recorder, recorder.scopes(model):
+    with in_recording(recorder), recorder.scopes(model):
         loop.step(model, fake_args, fake_kwargs, optimizer, recorder.in_phase, name_state)
+
+
+@contextlib.contextmanager
+def in_recording(recorder: TrainingRecorder) -> Iterator[None]:
+    """Inside: `recorder` sees every op, and memory that no op makes."""
+    with watched(recorder, recorder.answers.read), recorder:
+        yield
 
 
 def _facts(loop: TrainingLoop, optimizer: torch.optim.Optimizer | None, step: int) -> dict[str, Any]:

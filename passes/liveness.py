@@ -56,6 +56,8 @@ class Lifetimes:
     def by_role(self, step: int) -> dict[str, int]:
         """Bytes alive at `step` per storage role, and under `workspace` those of the running node; they sum to `live[step]`.
 
+        Where the step let go of what an earlier one left, those bytes stand under `let go`, negative.
+
         Roles with nothing alive do not occur.
         """
         total: dict[str, int] = {}
@@ -66,6 +68,9 @@ class Lifetimes:
         workspace = self.graph.nodes[self.order[step]].workspace
         if workspace:
             total["workspace"] = workspace
+        rest = int(self.live[step]) - sum(total.values())
+        if rest:
+            total["let go"] = rest
         return total
 
     def by_module(self, step: int) -> dict[str, int]:
@@ -80,6 +85,7 @@ class Lifetimes:
             total[scope] = total.get(scope, 0) + graph.storages[s].nbytes
         running = graph.nodes[self.order[step]]
         total[running.scope] = total.get(running.scope, 0) + running.workspace
+        total[""] = total.get("", 0) + int(self.live[step]) - sum(total.values())
         return dict(sorted(((k, b) for k, b in total.items() if b), key=lambda item: (-item[1], item[0])))
 
     def _check_step(self, step: int) -> None:
@@ -142,8 +148,9 @@ def eager_liveness(graph: Graph, *, inputs: Inputs = "caller") -> Lifetimes:
     """Live ranges the framework really gave while `graph` was traced: bytes stay until their last Python reference goes.
 
     A storage lives from the node that gives birth to it until the framework lets go of it (`graph.released`), through the
-    node that had started last by then; one still held when the trace ended lives to the end. Raises `GraphError` when the
-    graph carries no such record (graphs that were not traced by running Python).
+    node that had started last by then; one still held when the trace ended lives to the end. Optimizer state from an earlier step that is
+    replaced (`let_go`) is taken off from then on. Raises `GraphError` when the graph carries no such record (graphs that were not traced
+    by running Python).
     """
     n = len(graph.nodes)
     if len(graph.released) != len(graph.storages):
@@ -160,7 +167,19 @@ def eager_liveness(graph: Graph, *, inputs: Inputs = "caller") -> Lifetimes:
     birth = np.where(counted, first, -1)
     death = np.where(counted, last + 1, -1)
     order = tuple(range(n))
-    return Lifetimes(graph, order, birth, death, _profile(graph, order, birth, death), inputs)
+    live = _profile(graph, order, birth, death)
+    for s in let_go(graph):
+        live[graph.released[s] + 1 :] -= graph.storages[s].nbytes  # type: ignore[operator]
+    return Lifetimes(graph, order, birth, death, live, inputs)
+
+
+def let_go(graph: Graph) -> list[int]:
+    """Optimizer state from before a traced step that was replaced during it, ascending; its bytes are a gain.
+
+    Gradients that an earlier step left, and this one clears, are none: they stand beside the step, as in the profiler's account of it.
+    """
+    outside = (s for s in graph.storages if s.role == "optimizer_state" and graph.birth[s.id] < 0)
+    return [s.id for s in outside if graph.released[s.id] is not None]
 
 
 def _profile(graph: Graph, order: tuple[int, ...], birth: np.ndarray, death: np.ndarray) -> np.ndarray:

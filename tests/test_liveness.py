@@ -161,7 +161,7 @@ def test_every_step_is_accounted_for(graph, data):
 def test_eager_lifetimes_equal_planned_ones_when_nothing_is_held(graph):
     life = liveness(graph, inputs="caller")
     last_use = tuple(int(d) - 1 for d in life.death)
-    released = tuple(None if s in graph.pinned else max(k, 0) for s, k in enumerate(last_use))
+    released = tuple(None if s in graph.pinned or k < 0 else k for s, k in enumerate(last_use))
     eager = eager_liveness(replace(graph, released=released))
     assert eager.live.tolist() == life.live.tolist()
     held = eager_liveness(replace(graph, released=(None,) * len(graph.storages)))
