@@ -20,6 +20,7 @@ from .bounds import BOUNDS, is_mask
 from .errors import TraceError
 from .graph import Node
 from .hollow import Hollows, hollow, unseen
+from .op_info import PACKED
 from .structure import map_tensors, tensors_in
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ SELECTIONS = frozenset(
 
 
 # Ops whose result is as large as masks say, whatever their first argument holds.
-CHOOSERS = frozenset(("aten.index.Tensor", "aten.masked_select.default"))
+CHOOSERS = frozenset(("aten.index.Tensor", "aten.masked_select.default", PACKED))
 
 
 class Unknown(Exception):
@@ -85,7 +86,8 @@ class Answers:
             return result
         sizes = ", ".join(str(list(t.shape)) for _, t in tensors_in(result))
         self._note(func, f"result of size {sizes}, computed from known values")
-        return map_tensors(self._stand_in, result)
+        made = map_tensors(self._stand_in, result)
+        return (made[0], result[1]) if str(func) == PACKED else made  # recurrent layers read the batch sizes themselves
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
         """The values of a recorded tensor, which Python asks for. Raises `DataDependentOutputException` where they are not known."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
@@ -88,6 +89,12 @@ def watched(recorder: Recorder, read: Callable[[torch.Tensor], torch.Tensor]) ->
         with _filled(recorder.fakes) if mine() else contextlib.nullcontext():
             return ctc_loss(log_probs, targets, input_lengths, target_lengths, *args, **kwargs)
 
+    pad_packed = torch._VF._pad_packed_sequence
+
+    def padded(*args: Any, **kwargs: Any) -> Any:
+        with _filled(recorder.fakes) if mine() else contextlib.nullcontext():
+            return pad_packed(*args, **kwargs)
+
     def split(original: Callable[..., Any]) -> Callable[..., Any]:
         def tensor_split(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
             if mine():
@@ -107,7 +114,16 @@ def watched(recorder: Recorder, read: Callable[[torch.Tensor], torch.Tensor]) ->
             stack.enter_context(mock.patch.object(module, "get_rng_state", rng_state))
         stack.enter_context(mock.patch.multiple(torch, max_pool1d=pooled, ctc_loss=connectionist))
         stack.enter_context(mock.patch.object(torch, "tensor_split", split(torch.tensor_split)))
+        stack.enter_context(mock.patch.object(torch._VF, "_pad_packed_sequence", padded, create=True))
+        stack.enter_context(mock.patch.object(torch, "compile", _uncompiled))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         yield
+
+
+def _uncompiled(model: Any = None, **_: Any) -> Any:
+    """`torch.compile` while a recording runs: what is given, as it is."""
+    return model if model is not None else _uncompiled
 
 
 def _numbers(value: Any) -> Any:

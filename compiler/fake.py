@@ -17,6 +17,8 @@ import torch
 from torch._subclasses import fake_impls
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from .errors import TraceError
+
 PLAIN_TENSORS = (torch.Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
@@ -114,19 +116,21 @@ StandIn = Callable[[torch.Tensor], torch.Tensor]
 
 
 @contextlib.contextmanager
-def borrowed(model: torch.nn.Module, stand_in: StandIn | None) -> Iterator[None]:
+def borrowed(model: torch.nn.Module, stand_in: StandIn | None, lend: StandIn | None = None) -> Iterator[None]:
     """Inside: every tensor that a module of `model` holds is its `stand_in`. After: all is as before, whatever happened inside.
 
     Parameters, buffers, tensor attributes and tensors in list, tuple and dict attributes are swapped. On the way out each
     module's attributes, and the contents of its list, dict and set attributes, are put back, so modes, hooks, counters and
-    caches that the forward pass left behind are gone. Without `stand_in` nothing is swapped, but all is put back.
+    caches that the forward pass left behind are gone. Without `stand_in` nothing is swapped, but all is put back. TorchScript modules hold
+    their tensors out of reach: `lend` makes those hollow where they are. Raises `TraceError` naming such a module where it is None.
     """
-    modules = list(model.modules())
+    modules = [module for module in model.modules() if not isinstance(module, torch.jit.ScriptModule)]
     saved = [_snapshot(module) for module in modules]
     try:
         if stand_in is not None:
             for module in modules:
                 _swap(module, stand_in)
+            _lend_scripted(model, lend)
         yield
     finally:
         for module, attributes, contents in saved:
@@ -136,6 +140,18 @@ def borrowed(model: torch.nn.Module, stand_in: StandIn | None) -> Iterator[None]
                 if (container or items) and not _same_items(container, items):
                     container.clear()
                     (container.extend if isinstance(container, list) else container.update)(items)
+
+
+def _lend_scripted(model: torch.nn.Module, lend: StandIn | None) -> None:
+    for path, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            if lend is None:
+                raise TraceError(
+                    f"{type(module).__name__} {path!r} is a TorchScript module, whose tensors are out of reach: put in the Python module "
+                    "it was made from"
+                )
+            for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+                lend(tensor)
 
 
 CONTAINERS = frozenset((list, dict, set, OrderedDict))

@@ -13,6 +13,7 @@ come from torch's fake kernels, run on `Shadows` of the arguments.
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,6 +76,10 @@ def _library() -> Any:
         library = torch.library.Library("_", "IMPL")
         library.fallback(_fallback, "Fake")
         _registered.append(library)
+    for operator in torch._ops._higher_order_ops.values():  # conditions, loops, attention with functions: their Python form, op by op
+        plain = operator.py_kernels.get(torch._C.DispatchKey.CompositeExplicitAutograd)
+        if plain is not None and KEY not in operator.py_kernels:
+            operator.py_impl(KEY)(plain)
     return _registered[0]
 
 
@@ -83,10 +88,20 @@ _registered: list[Any] = []
 
 def _fallback(op: Any, *args: Any, **kwargs: Any) -> Any:
     handler = getattr(_active, "handler", None)
+    if _is_composite(op) and not torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Python):
+        return op._op_dk(torch._C.DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
     with torch._C._ExcludeDispatchKeyGuard(KEYS):
         if handler is None or torch._C._dispatch_tls_is_dispatch_key_excluded(torch._C.DispatchKey.Python):
             return op(*args, **kwargs)
         return handler(op, args, kwargs)
+
+
+@functools.cache
+def _is_composite(op: Any) -> bool:
+    """Whether an op is made of others; one comes here only from code that runs below autograd."""
+    keys = torch._C.DispatchKey
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return has(op.name(), keys.CompositeImplicitAutograd) and not has(op.name(), keys.CPU)
 
 
 @contextlib.contextmanager
@@ -182,6 +197,10 @@ class Hollows:
     def fresh(self, tensor: torch.Tensor) -> torch.Tensor:
         """A stand-in that nothing here holds on to, so that it ends when the run lets go of it."""
         return tensor if is_hollow(tensor) else self._make(tensor)
+
+    def learn(self, tensor: torch.Tensor, value: torch.Tensor) -> None:
+        """From now on `value` is what `tensor`, a stand-in or one that was taken, stands for."""
+        self._reals[id(tensor)] = value
 
     def give_back(self) -> None:
         """Every tensor that was taken has its memory and its gradient again."""

@@ -15,6 +15,7 @@ DROPPED_NAMESPACES = frozenset(("prim", "prims", "profiler"))
 LIFTS = frozenset(("aten.lift_fresh.default", "aten.lift_fresh_copy.default", "aten.lift.default"))
 SETTERS = frozenset(f"aten.set_.{overload}" for overload in ("source_Storage", "source_Storage_storage_offset", "source_Tensor", ""))
 LOOKERS = frozenset(("aten._fused_sdp_choice.default", "aten.is_same_size.default", "aten._has_compatible_shallow_copy_type.default"))
+PACKED = "aten._pack_padded_sequence.default"
 MASKED = frozenset(
     f"aten.{op}.default"
     for op in (
@@ -67,7 +68,7 @@ def op_info(func: Any) -> OpInfo:
     writes = tuple((i, a.name) for i, a in enumerate(arguments) if a.alias_info is not None and a.alias_info.is_write)
     dropout = next(((i, a.name) for i, a in enumerate(arguments) if a.name in ("dropout_p", "dropout")), None)
     random = torch.Tag.nondeterministic_seeded in func.tags
-    dependent = name in BOUNDS or torch.Tag.data_dependent_output in func.tags
+    dependent = name in BOUNDS or name == PACKED or torch.Tag.data_dependent_output in func.tags
     dependent |= torch.Tag.dynamic_output_shape in func.tags and name not in FAKE_KERNELS
     lift = name in LIFTS
     special = random or dependent or func.is_view or lift or name in FAKE_KERNELS or func.namespace != "aten"

@@ -29,12 +29,8 @@ def check_arguments(args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
 
 
 def check_module(module: torch.nn.Module) -> None:
-    """Raise `TraceError` naming the first part of `module` whose memory or operators cannot be seen."""
+    """Raise `TraceError` naming the first part of `module` whose memory cannot be seen."""
     for path, part in module.named_modules():
-        if isinstance(part, torch.jit.ScriptModule):
-            raise TraceError(
-                f"{_part(path, part)} is a TorchScript module, whose ops run unseen: put in the Python module it was made from"
-            )
         for name, tensor in (*part.named_parameters(recurse=False), *part.named_buffers(recurse=False)):
             if is_lazy(tensor):
                 raise TraceError(

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from .errors import TraceError
 from .fake import borrowed, kernel_strides
@@ -137,15 +138,13 @@ class _StepRecorder(TrainingRecorder):
         """Phases are not set here."""
 
     def __enter__(self) -> _StepRecorder:
-        from torch.optim import optimizer
-
         def begin(*_: Any) -> None:
             self.stepping += 1
 
         def end(*_: Any) -> None:
             self.stepping -= 1
 
-        self._hooks = optimizer.register_optimizer_step_pre_hook(begin), optimizer.register_optimizer_step_post_hook(end)
+        self._hooks = register_optimizer_step_pre_hook(begin), register_optimizer_step_post_hook(end)
         super().__enter__()
         return self
 

@@ -207,13 +207,18 @@ def _record_on(
 ) -> Graph:
     answers = Answers(bounds=rung == "bounds")
     recorder = answers.recorder = Recorder(_name(model), fakes=fakes, answer=answers.ask, chosen=answers.chosen)
-    declare_weights(recorder, model, skipped)
-    fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs, model)
-    with borrowed(model, fakes.of), torch.no_grad(), eager_branches(), kernel_strides(fakes.mode), no_collection():
+    lend = fakes.take if isinstance(fakes, Hollows) else None
+    with contextlib.ExitStack() as stack:
+        if isinstance(fakes, Hollows):
+            stack.callback(fakes.give_back)
+        for part in (borrowed(model, fakes.of, lend), torch.no_grad(), eager_branches(), kernel_strides(fakes.mode), no_collection()):
+            stack.enter_context(part)
         model.eval()
+        declare_weights(recorder, model, skipped)
+        fake_args, fake_kwargs = declare_inputs(recorder, args, kwargs, model)
         with watched(recorder, answers.read), fakes.active(), recorder, recorder.scopes(model):
             result = model(*fake_args, **fake_kwargs)
-    return _finished(recorder, model, result, rung, answers)
+        return _finished(recorder, model, result, rung, answers)
 
 
 @contextlib.contextmanager
@@ -390,6 +395,11 @@ def explain(error: Exception, model: Any, *, training: bool = False) -> TraceErr
         return TraceError(
             f"{_name(model)} makes a sparse tensor{where}, whose parts are storages of their own: keep it dense, for example with "
             "nn.Embedding(sparse=False) or x.to_dense()"
+        )
+    if "NestedTensorImpl" in message:
+        return TraceError(
+            f"{_name(model)} makes a nested tensor{where}, of rows that differ in length: keep it padded, for example with "
+            "nn.TransformerEncoder(..., enable_nested_tensor=False)"
         )
     return TraceError(f"{_name(model)} raised {type(error).__name__}{where} while it was traced: {message}")
 

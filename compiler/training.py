@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 from torch._C import _current_autograd_node
-from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensor
 
 from .answers import Answers
 from .beside_dispatch import watched
@@ -38,6 +38,7 @@ from .trace import DATA_DEPENDENT, declare_inputs, declare_weights, graph_meta, 
 from .weightless import eager_branches
 
 ORIGIN = "neaptide.origin"
+CARRIED = 64  # elements of a buffer whose value is carried from one step into the next
 
 Phase = Callable[[str], AbstractContextManager[Any]]
 
@@ -136,14 +137,19 @@ def trace_training(
         raise TraceError(f"accumulate={accumulate!r}: a step has one forward and backward pass or more")
     loop = TrainingLoop(loss, accumulate, set_to_none, autocast)
     args = (args,) if isinstance(args, torch.Tensor) else args
-    recorder = TrainingRecorder(type(model).__name__, fakes=Hollows())
+    name, bounds = type(model).__name__, False
     try:
+        recorder = TrainingRecorder(name, fakes=Hollows())
         graph = record_step(recorder, model, args, kwargs or {}, loop, optimizer, step)
     except TraceError as error:
-        if isinstance(error.__cause__, DATA_DEPENDENT):
+        bounds = isinstance(error.__cause__, DATA_DEPENDENT)
+        recorder = TrainingRecorder(name, fakes=Hollows() if bounds else Fakes(device=device), bounds=bounds)
+        try:
+            graph = record_step(recorder, model, args, kwargs or {}, loop, optimizer, step)
+        except TraceError:
+            if bounds:
+                raise error from error.__cause__
             raise
-        recorder = TrainingRecorder(type(model).__name__, fakes=Fakes(device=device))
-        graph = record_step(recorder, model, args, kwargs or {}, loop, optimizer, step)
     return accumulate_in_place(graph, recorder.mergeable)
 
 
@@ -165,21 +171,25 @@ def record_step(
         if isinstance(fakes, Hollows):
             stack.callback(fakes.give_back)
             stack.enter_context(optimizers_lent(fakes))
-        stand_in = fakes.take if isinstance(fakes, Hollows) else fakes.of
-        for part in (borrowed(model, stand_in), torch.enable_grad(), eager_branches(), no_collection(), kernel_strides(fakes.mode)):
+        lend = fakes.take if isinstance(fakes, Hollows) else None
+        stand_in = lend or fakes.of
+        for part in (borrowed(model, stand_in, lend), torch.enable_grad(), eager_branches(), no_collection(), kernel_strides(fakes.mode)):
             stack.enter_context(part)
         model.train()
         parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         with fakes.active():
             optim = make_optimizer(optimizer, list(parameters.values()), _state_stand_in(fakes))
             if step == 2 and (optim is not None or any(p._post_accumulate_grad_hooks for p in parameters.values())):
-                first = TrainingRecorder(recorder.builder.name, fakes=fakes, concrete=recorder.concrete)
+                first = TrainingRecorder(recorder.builder.name, fakes=fakes, concrete=recorder.concrete, bounds=recorder.answers.bounds)
                 _run(first, loop, model, args, kwargs, parameters, optim)
+                _carry_values(first, model)
             _run(recorder, loop, model, args, kwargs, parameters, optim)
             _declare_results(recorder, parameters, optim)
         facts: dict[str, Any] = {"training": _facts(loop, optim, step)}
         if recorder.answers.assumptions:
             facts["assumptions"] = recorder.answers.assumptions
+        if recorder.answers.bounded:
+            facts["bounds"] = True
         return recorder.finish(**graph_meta(model, device=str(fakes.device), mode="training"), **facts)
 
 
@@ -218,6 +228,15 @@ def in_recording(recorder: TrainingRecorder) -> Iterator[None]:
         yield
 
 
+def _carry_values(recorder: TrainingRecorder, model: torch.nn.Module) -> None:
+    """What small buffers hold after a recorded step, such as counters that the next one branches on, where that can be computed."""
+    if isinstance(recorder.fakes, Hollows):
+        for buffer in model.buffers():
+            if buffer.numel() <= CARRIED:
+                with contextlib.suppress(DataDependentOutputException):
+                    recorder.fakes.learn(buffer, recorder.answers.read(buffer))
+
+
 def _facts(loop: TrainingLoop, optimizer: torch.optim.Optimizer | None, step: int) -> dict[str, Any]:
     return {
         "step": step,
@@ -237,8 +256,8 @@ class TrainingRecorder(Recorder):
     `mergeable`: ids of `aten.add.Tensor` nodes of the backward pass whose first argument autograd may overwrite if it dies there.
     """
 
-    def __init__(self, name: str, *, fakes: Fakes | Hollows, concrete: Callable[[Any], Any] = int):
-        self.answers = Answers()
+    def __init__(self, name: str, *, fakes: Fakes | Hollows, concrete: Callable[[Any], Any] = int, bounds: bool = False):
+        self.answers = Answers(bounds=bounds)
         super().__init__(name, fakes=fakes, concrete=concrete, answer=self._number, chosen=self.answers.chosen)
         self.answers.recorder = self
         self.mergeable: list[int] = []

@@ -81,8 +81,6 @@ NOWHERE = {
     "sparse weight": (SparseWeight, lambda: X, "weight of the SparseWeight is a sparse tensor"),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(4)), lambda: X, "LazyLinear '0' has no weight yet.*model.x."),
     "lazy norm": (nn.LazyBatchNorm1d, lambda: X, "the LazyBatchNorm1d has no weight yet.*model.x."),
-    "scripted": (lambda: torch.jit.script(Net()), lambda: X, "TorchScript module.*Python module it was made from"),
-    "scripted part": (lambda: Around(torch.jit.script(Net())), lambda: X, "'part' is a TorchScript module.*Python module"),
     "raises": (lambda: Calls(raises), lambda: X, "KeyError.*boo"),
 }
 # What can be analysed, or traced at least, and not measured.

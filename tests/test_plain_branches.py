@@ -7,6 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.nn.attention.flex_attention import flex_attention
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.ground_truth import profiled_peak
@@ -48,6 +49,19 @@ def _copied(m, x):
     return copy.deepcopy(m.l)(x)
 
 
+def _branched(m, x):
+    return torch.cond(x.sum() > -1e9, lambda x: m.l(x).relu(), lambda x: x.sin(), (x,))
+
+
+def _nearer(score, batch, head, i, j):
+    return score - (i - j).abs()
+
+
+def _packed(m, x, lengths):
+    packed = nn.utils.rnn.pack_padded_sequence(x, lengths, enforce_sorted=False)
+    return nn.utils.rnn.pad_packed_sequence(m.l(packed)[0])[0]
+
+
 INFERENCE = {
     "linear on transposed": (lambda m, x: m.l(x.transpose(1, 2)), {"l": nn.Linear(16, 32)}, lambda: (torch.randn(2, 16, 8),)),
     "linear on strided": (lambda m, x: m.l(x[:, ::2]), {"l": nn.Linear(16, 32)}, lambda: (torch.randn(3, 8, 16),)),
@@ -74,6 +88,11 @@ INFERENCE = {
     "checkpointed": (lambda m, x: checkpoint(m.l, x, use_reentrant=False), {"l": nn.Linear(8, 8)}, lambda: (torch.randn(4, 8),)),
     "forked random state": (_forked, {"l": nn.Linear(8, 8)}, lambda: (torch.randn(4, 8),)),
     "copied module": (_copied, {"l": nn.Linear(8, 8)}, lambda: (torch.randn(4, 8),)),
+    "condition": (_branched, {"l": nn.Linear(8, 8)}, lambda: (X,)),
+    "flex attention": (lambda m, x: flex_attention(x, x, x, score_mod=_nearer), {}, lambda: (torch.randn(1, 2, 16, 8),)),
+    "scripted part": (lambda m, x: m.l(x).relu(), {"l": torch.jit.script(nn.Linear(8, 8))}, lambda: (X,)),
+    "compiled part": (lambda m, x: m.l(x).relu(), {"l": torch.compile(nn.Linear(8, 8), backend="eager")}, lambda: (X,)),
+    "packed": (_packed, {"l": nn.LSTM(8, 8)}, lambda: (torch.randn(7, 3, 8), torch.tensor([7, 2, 5]))),
     "read by Python": (_summed_by_hand, {"b": torch.arange(4.0)}, lambda: (torch.randn(4, 8),)),
     "ctc": (
         lambda m, x, y, n, k: F.ctc_loss(x.log_softmax(2), y, n, k),
@@ -162,16 +181,59 @@ def test_peak_of_a_step_is_the_profilers(case, steps):
     assert eager_liveness(steps[case]).peak == truth
 
 
+class Routed(nn.Module):
+    """Rows go to one expert each, by values that are known in inference, and dropped out in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.gate, self.drop = nn.Linear(8, 3), nn.Dropout(0.5)
+        self.experts = nn.ModuleList(nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x):
+        best, out = self.gate(self.drop(x)).argmax(-1), torch.zeros_like(x)
+        for i, expert in enumerate(self.experts):
+            rows = torch.where(best == i)[0]
+            out[rows] = expert(x[rows])
+        return out
+
+
+def test_rows_routed_by_random_values_are_a_bound_in_training():
+    torch.manual_seed(0)
+    model, x = Routed(), torch.randn(16, 8)
+    graph = trace_training(model, (x,), optimizer="sgd:lr=0.1")
+    assert graph.meta["bounds"] is True and any("upper bound" in a["what"] for a in graph.meta["assumptions"])
+    model.drop.p = 0.0
+    assert "bounds" not in trace_training(model, (x,), optimizer="sgd:lr=0.1").meta
+
+
+class Counting(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.l = nn.Linear(8, 8)
+        self.steps: torch.Tensor
+        self.register_buffer("steps", torch.zeros((), dtype=torch.long))
+
+    def forward(self, x):
+        self.steps += 1
+        return self.l(x) if self.steps == 1 else self.l(x).sin().cos()
+
+
+def test_a_counter_has_counted_in_the_second_step():
+    ops = [[n.op for n in trace_training(Counting(), (X,), optimizer="sgd:lr=0.1", step=s).nodes] for s in (1, 2)]
+    assert ["aten.sin.default" in names for names in ops] == [False, True]
+
+
 def test_a_recording_leaves_torch_as_it_was():
     names = ("tolist", "numpy", "__array__", "_make_subclass", "__deepcopy__", "__repr__")
     before = [vars(torch.Tensor).get(name) for name in names], torch.get_rng_state, torch.max_pool1d, torch.ctc_loss
-    model = Net(lambda m, x: m.l(x), l=nn.Linear(8, 8))
+    layer = nn.Linear(8, 8)
+    model = Net(lambda m, x: m.l(x), l=layer)
     trace(model, (torch.randn(2, 8),))
     with pytest.raises(Exception, match="no such layer"):
         trace(Net(lambda m, x: (_ for _ in ()).throw(ValueError("no such layer"))), (torch.randn(2, 8),))
     after = [vars(torch.Tensor).get(name) for name in names], torch.get_rng_state, torch.max_pool1d, torch.ctc_loss
     assert before == after
-    assert torch.equal(model(torch.ones(2, 8)), F.linear(torch.ones(2, 8), model.l.weight, model.l.bias))
+    assert torch.equal(model(torch.ones(2, 8)), F.linear(torch.ones(2, 8), layer.weight, layer.bias))
 
 
 def test_hollow_tensors_have_no_memory_and_are_never_written():

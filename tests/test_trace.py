@@ -387,7 +387,7 @@ def test_an_exception_of_the_model_is_kept_as_the_cause():
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"mode": "serving"}, "choose 'inference' or 'training'"),
+        ({"mode": "serving"}, "choose 'inference', 'training' or 'step'"),
         ({"device": "cuda"}, "only 'cpu' can be traced exactly"),
         ({"loss": torch.sum}, "belongs to mode='training'"),
         ({"args": 3}, "give a tuple"),
@@ -401,10 +401,13 @@ def test_requests_that_make_no_sense(request_, message):
         trace(**{"model": Net(), "args": (IMAGE,), **request_})
 
 
-def test_torchscript_is_refused():
-    scripted = torch.jit.script(nn.Sequential(nn.ReLU()))
-    with pytest.raises(TraceError, match="TorchScript"):
-        trace(scripted, (IMAGE,))
+def test_torchscript_is_recorded_op_by_op():
+    model = nn.Sequential(nn.Conv2d(IMAGE.shape[1], 4, 3), nn.ReLU())
+    before = [p.detach().clone() for p in model.parameters()]
+    for scripted in (torch.jit.script(model), torch.jit.trace(model, IMAGE)):
+        assert [n.op for n in trace(scripted, (IMAGE,)).nodes][1:] == ["aten.relu.default"]
+        assert torch.equal(scripted(IMAGE), model(IMAGE))
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
 
 
 @torch.library.custom_op("neaptide_tests::doubled", mutates_args=())
