@@ -28,7 +28,8 @@ _WAYS_OUT = {
 def refusal(error: Exception) -> str | None:
     """The sentence for an error that the operating system or a full machine raised; None for any other."""
     said = " ".join(str(error).split())
-    if isinstance(error, MemoryError) or "can't allocate memory" in said or "failed to map segment" in said:
+    unset = isinstance(error, SystemError) and "without exception set" in said  # an extension that found no memory for its exception
+    if unset or isinstance(error, MemoryError) or "can't allocate memory" in said or "failed to map segment" in said:
         return MEMORY
     if isinstance(error, RuntimeError) and "can't start new thread" in said:
         return "the system starts no more threads; raise the limit on processes (ulimit -u)"

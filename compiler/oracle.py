@@ -35,9 +35,7 @@ QUIET = 0.8  # of the time that passed, what a kernel that takes long has the pr
 
 Progress = Callable[[int, int], None]
 
-_ALLOCATION_FREE = frozenset(
-    ("aten._local_scalar_dense.default", "aten.item.default", "aten.set_.source_Storage", "aten.detach_.default")
-)
+_ALLOCATION_FREE = frozenset(("aten._local_scalar_dense.default", "aten.item.default", "aten.set_.source_Storage", "aten.detach_.default"))
 _TUNING_VARIABLES = ("ATEN_CPU_CAPABILITY", "DNNL_", "ONEDNN_", "MKL_", "OMP_", "KMP_")
 
 
