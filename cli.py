@@ -1,7 +1,8 @@
 """The command line: `neaptide analyze | schedule | allocate | models | targets | measure | search | cost`.
 
-Exit codes: 0 done, 1 an error, 2 a wrong command line, an unknown name or a file that is not what its format says, 3 over budget, 130
-interrupted. Results go to standard output, everything else to standard error. A failure is one paragraph; `--debug` adds the traceback.
+Exit codes: 0 done, 1 an error, 2 a wrong command line, an unknown name or a file that is not what its format says, 3 over budget, 4 wrong
+outputs, 130 interrupted. Results go to standard output, everything else to standard error. A failure is one paragraph; `--debug` adds the
+traceback.
 """
 
 from __future__ import annotations

@@ -42,6 +42,9 @@ Database = Annotated[
 ]
 
 
+WRONG = 4  # the exit code for outputs that are not the framework's
+
+
 def measure(
     source: opt.Source,
     target: Target,
@@ -92,7 +95,7 @@ def measure(
         output().print(measurement_view(cost))
     costs.raise_lost()
     outputs.raise_failed()
-    return 0
+    return WRONG if cost.correct is False else 0
 
 
 def _model(source: str, input: list[str]) -> tuple[Any, Any, Any, str]:

@@ -45,7 +45,7 @@ def measurement_view(cost: Cost, *, shown: int = SHOWN) -> RenderableType:
     if cost.max_error is not None:
         facts.add_row("outputs", f"within {cost.max_error:.1e} of the framework's, relative to the largest")
     for reason in cost.reasons:
-        facts.add_row("verdict", Text(reason, style="green" if cost.fits else ""))
+        facts.add_row("verdict", Text(reason, style="green" if cost.fits else "red" if cost.correct is False else ""))
     facts.add_row("tools", ", ".join(f"{tool} {number}" for tool, number in cost.versions.items()))
     table = Table(box=None, padding=(0, 2, 0, 0), header_style=QUIET, pad_edge=False)
     table.add_column("operator", no_wrap=True, overflow="ellipsis")

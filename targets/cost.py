@@ -40,7 +40,8 @@ class Cost:
     `kind`: measured on the device or its emulator, predicted, or a lower bound. `instructions`: executed, for microcontrollers;
     `latency`: median seconds, `spread`: relative half range of its repetitions. `arena`: bytes of the static arena as seen on the
     device, `plan`: the same as planned; `stack`: high-water mark; `flash`: bytes of code and constants, `sections` its parts.
-    `max_error`: largest relative error of the outputs against torch. `fits`: within the target's memories, None where nothing limits
+    `max_error`: largest relative error of the outputs against torch; `correct`: whether that is no more than rounding (`targets.verdict`),
+    None where nothing ran. `fits`: within the target's memories, None where nothing limits
     them or it is not known. `error`: expected relative error of a prediction. `cycles`: an estimate from a table, never measured;
     `estimated_seconds`: those at the target's clock. `reasons`: the verdict in words, one sentence each. `peak`: bytes that the
     device's allocator handed out at most, weights and inputs aside. `peers`, `peer_spreads`, `peer_peaks`: median seconds of other
@@ -60,6 +61,7 @@ class Cost:
     flash: int | None = None
     sections: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     max_error: float | None = None
+    correct: bool | None = None
     fits: bool | None = None
     error: float | None = None
     cycles: int | None = None

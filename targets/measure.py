@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -57,6 +58,8 @@ def measure(
     those it does not know: the cost is of kind "predicted", with its expected relative `error`. `predictor`: what `neaptide cost fit`
     wrote, to predict with instead.
 
+    Outputs that differ from the framework's by more than `targets.verdict` allows are said: `correct` is False, nothing is remembered.
+
     Raises `BudgetError` when the part cannot hold the model, before anything is linked; `NeaptideError` when there is nothing to
     predict from; `MissingExtraError` without `neaptide[mcu]`.
     """
@@ -89,12 +92,16 @@ def measure(
 
         count = TRIALS if trials is None else trials
         place = None if folder is None else Path(folder)
-        return measure_cuda(model, args, kwargs, target=spec, name=name, folder=place, trials=count, database=database, progress=progress)
+        found = measure_cuda(model, args, kwargs, target=spec, name=name, folder=place, trials=count, database=database, progress=progress)
+        return _explained(found, model, args, kwargs)
     if spec.kind == "cpu":
         from .tvm.cpu import TRIALS, measure_cpu
 
         count = TRIALS if trials is None else trials
-        return measure_cpu(model, args, kwargs, target=spec, name=name, threads=threads, trials=count, database=database, progress=progress)
+        found = measure_cpu(
+            model, args, kwargs, target=spec, name=name, threads=threads, trials=count, database=database, progress=progress
+        )
+        return _explained(found, model, args, kwargs)
     from .mcu.firmware import STACK
     from .mcu.measure import measure_network
     from .mcu.network import prepare
@@ -106,9 +113,18 @@ def measure(
     place = None if folder is None else Path(folder)
     kept = STACK if stack is None else stack
     cost = measure_network(network, target=spec, compiler=compiler, codegen=codegen, emulator=emulator, stack=kept, folder=place)
-    if database is not None:
+    if database is not None and cost.correct:
         remember(cost, database)
-    return cost
+    return _explained(cost, model, args, kwargs)
+
+
+def _explained(cost: Cost, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None) -> Cost:
+    """A cost with wrong outputs says which operator differs first."""
+    if cost.correct is not False:
+        return cost
+    from .tvm.differing import first_differing
+
+    return replace(cost, reasons=(cost.reasons[0], first_differing(model, args, kwargs), *cost.reasons[1:]))
 
 
 def _apart(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

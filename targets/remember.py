@@ -32,6 +32,8 @@ def remember(cost: Cost, database: CostDatabase, *, network: str | None = None) 
     """
     if cost.kind != "measured":
         raise NeaptideError(f"a {cost.kind} cost of {cost.name or 'a model'} on {cost.target} is not kept; only measurements are")
+    if cost.correct is False:
+        raise NeaptideError(f"the cost of {cost.name or 'a model'} on {cost.target} is not kept: {cost.reasons[0]}")
     toolchain = toolchain_of(cost.versions)
     values: dict[str, list[float]] = {}
     workspace: dict[str, int] = {}

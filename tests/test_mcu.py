@@ -156,11 +156,12 @@ def test_trace_and_export_give_the_same_operators():
         traced_relax(Overwriting(stale=True), (torch.randn(1, 3, 4, 4),), None)
 
 
-def test_relative_error_is_of_the_largest_value():
-    from neaptide.targets.mcu.network import relative_error
+def test_a_difference_is_of_the_largest_value():
+    from neaptide.targets.verdict import difference
 
-    assert relative_error([np.array([1.0, -4.0])], [np.array([1.0, -4.2])]) == pytest.approx(0.2 / 4.2)
-    assert relative_error([np.array([np.nan])], [np.array([1.0])]) == float("inf")
+    assert difference(np.array([1.0, -4.0]), np.array([1.0, -4.2])) == pytest.approx(0.2 / 4.2)
+    assert difference(np.array([np.nan]), np.array([1.0])) == difference(np.array([1.0]), np.array([np.nan])) == float("inf")
+    assert difference(np.array([np.nan, np.inf, 2.0]), np.array([np.nan, np.inf, 2.0])) == 0.0
 
 
 def test_onnx_and_exported_files_through_the_command_line(tmp_path, capsys):

@@ -404,6 +404,7 @@ def test_requests_that_make_no_sense(request_, message):
 def test_torchscript_is_recorded_op_by_op():
     model = nn.Sequential(nn.Conv2d(IMAGE.shape[1], 4, 3), nn.ReLU())
     before = [p.detach().clone() for p in model.parameters()]
+    scripted: Any
     for scripted in (torch.jit.script(model), torch.jit.trace(model, IMAGE)):
         assert [n.op for n in trace(scripted, (IMAGE,)).nodes][1:] == ["aten.relu.default"]
         assert torch.equal(scripted(IMAGE), model(IMAGE))

@@ -21,8 +21,9 @@ from ...compiler.output_files import write_bytes
 from ...compiler.scratch import scratch
 from ..cost import Cost, OpCost
 from ..spec import Target, load_target
+from ..verdict import judged
 from .firmware import REPORT, STACK, EmulationError, firmware
-from .network import Network, prepare, relative_error, with_llvm
+from .network import Network, prepare, with_llvm
 from .planning import check_fit
 from .qemu_run import instructions_per_tick, run_qemu
 from .toolchain import Compiler, Image, build
@@ -170,7 +171,7 @@ def _cost(network: Network, spec: Target, image: Image, run: Run, per_op: tuple[
     cycles = _cycles(spec, run, instructions, len(per_op))
     fits = f"fits: SRAM {used:,} of {spec.sram:,} B (stack {high_water:,} of {stack:,} B used), flash {flash:,} of {spec.flash:,} B"
     saved = network.found.saved
-    return Cost(
+    cost = Cost(
         target=spec.name,
         kind="measured",
         name=network.name,
@@ -180,7 +181,6 @@ def _cost(network: Network, spec: Target, image: Image, run: Run, per_op: tuple[
         stack=high_water,
         flash=flash,
         sections=MappingProxyType(sections),
-        max_error=relative_error(outputs, network.expected),
         fits=True,
         cycles=cycles,
         estimated_seconds=cycles / spec.clock_hz if cycles and spec.clock_hz else None,
@@ -188,6 +188,7 @@ def _cost(network: Network, spec: Target, image: Image, run: Run, per_op: tuple[
         versions=MappingProxyType({**network.versions, "compiler": image.compiler, "emulator": run.emulator}),
         reasons=(fits, *([f"results in place save {saved:,} B of arena"] if saved else [])),
     )
+    return judged(cost, outputs, network.expected)
 
 
 def _cycles(spec: Target, run: Run, instructions: int, operators: int) -> int | None:

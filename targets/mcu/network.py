@@ -108,16 +108,6 @@ def with_llvm(network: Network, target: Target) -> Network:
     )
 
 
-def relative_error(outputs: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> float:
-    """Largest difference over all outputs, relative to the largest magnitude of each output; infinite where one is not finite."""
-    worst = 0.0
-    for got, want in zip(outputs, expected, strict=True):
-        difference = np.abs(got.astype(np.float64) - want.astype(np.float64).reshape(got.shape)).max(initial=0.0)
-        scale = np.abs(want.astype(np.float64)).max(initial=0.0) or 1.0
-        worst = max(worst, float(difference / scale)) if np.isfinite(difference) else float("inf")
-    return worst
-
-
 def reference_outputs(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None, inputs: Sequence[np.ndarray]) -> list[np.ndarray]:
     """Outputs of torch's own inference of a module or exported program; of onnxruntime for ONNX."""
     import torch

@@ -27,10 +27,11 @@ from ...passes.allocate import Plan, allocate
 from ...passes.schedule import schedule
 from ..cost import Cost, OpCost
 from ..database import CostDatabase, NetworkRow, OperatorRow
-from ..mcu.network import input_arrays, reference_outputs, relative_error
+from ..mcu.network import input_arrays, reference_outputs
 from ..peers import peer_runners
 from ..remember import features, toolchain_of
 from ..spec import Target
+from ..verdict import difference, judged, tolerance
 from .cpu_schedules import VERSION
 from .fused_graph import FusedProgram, fused_program
 from .importer import to_relax
@@ -84,13 +85,15 @@ def measure_cpu(
     keys = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
     tvm.get_global_func("runtime.config_threadpool")(1, threads)
     compiled = _Libraries(machine, {} if libraries is None else libraries)
+    if trials and not _right(program, keys, compiled, model, args, kwargs, order.order, plan):
+        trials, database = 0, None  # what is wrong is neither tuned nor kept
     found = _tuned(program, keys, compiled, target.name, toolchain_of(versions), trials, database, say)
     say("compiling")
     built = {symbol: compiled.of(keys[symbol], func, found.get(keys[symbol])) for symbol, func in program.kernels.items()}
     inputs = input_arrays(graph, args, kwargs)
-    network = _Network(graph, order.order, plan, built, inputs)
+    network = Network(graph, order.order, plan, built, inputs)
     network.run()
-    error = relative_error(network.outputs(), reference_outputs(model, args, kwargs, inputs))
+    outputs, expected = network.outputs(), reference_outputs(model, args, kwargs, inputs)
     runners = {"tvm": network.run}
     absent: tuple[str, ...] = ()
     with ExitStack() as others:
@@ -101,12 +104,25 @@ def measure_cpu(
             versions |= {label: runner.version for label, runner in beside.items()}
         say("running")
         timings = interleaved(runners)
-    cost = _cost(title, target.name, graph, plan, order.order, keys, built, found, timings, error, versions, absent)
-    if database is not None and cost.latency is not None and name:
+    cost = judged(_cost(title, target.name, graph, plan, order.order, keys, built, found, timings, versions, absent), outputs, expected)
+    if database is not None and cost.correct and cost.latency is not None and name:
         operators = dict(Counter(op.signature for op in cost.per_op))
         own = toolchain_of({tool: versions[tool] for tool in OWN_TOOLS})
         database.put(NetworkRow(title, target.name, own, cost.latency, operators, "seconds", cost.spread))
     return cost
+
+
+def _right(
+    program: FusedProgram, keys: Mapping[str, str], compiled: _Libraries, model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None,
+    order: Sequence[int], plan: Plan,
+) -> bool:  # fmt: skip
+    """Whether the network gives the framework's outputs with its operators as they were written."""
+    built = {symbol: compiled.of(keys[symbol], func, None) for symbol, func in program.kernels.items()}
+    inputs = input_arrays(program.graph, args, kwargs)
+    network = Network(program.graph, order, plan, built, inputs)
+    network.run()
+    expected = reference_outputs(model, args, kwargs, inputs)
+    return all(difference(got, want) <= tolerance(str(want.dtype)) for got, want in zip(network.outputs(), expected, strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +190,7 @@ def _tuned(
     return found
 
 
-class _Network:
+class Network:
     """Compiled operators over one arena. Workspaces are taken from TVM's pool while an operator runs, and counted beside the arena."""
 
     def __init__(self, graph: Graph, order: Sequence[int], plan: Plan, operators: Mapping[str, Compiled], inputs: Sequence[np.ndarray]):
@@ -221,7 +237,7 @@ class _Network:
 
 def _cost(
     title: str, target: str, graph: Graph, plan: Plan, order: Sequence[int], keys: Mapping[str, str], built: Mapping[str, Compiled],
-    found: Mapping[str, Tuned], timings: Mapping[str, Timing], error: float, versions: Mapping[str, str], absent: Sequence[str],
+    found: Mapping[str, Tuned], timings: Mapping[str, Timing], versions: Mapping[str, str], absent: Sequence[str],
 ) -> Cost:  # fmt: skip
     per_op = []
     for v in order:
@@ -255,7 +271,6 @@ def _cost(
         spread=None if untuned else whole.spread,
         arena=plan.arena,
         plan=plan.arena,
-        max_error=error,
         peers=MappingProxyType({label: t.seconds for label, t in timings.items() if label != "tvm"}),
         peer_spreads=MappingProxyType({label: t.spread for label, t in timings.items() if label != "tvm"}),
         per_op=tuple(per_op),

@@ -28,11 +28,12 @@ from ...passes.allocate import Plan, allocate
 from ...passes.schedule import schedule
 from ..cost import Cost, OpCost
 from ..database import CostDatabase, NetworkRow
-from ..mcu.network import input_arrays, reference_outputs, relative_error
+from ..mcu.network import input_arrays, reference_outputs
 from ..nvcc import KernelFacts, cuda_compiler, kernel_facts, nvcc_version
 from ..remember import toolchain_of
 from ..roofline import roofline
 from ..spec import Target
+from ..verdict import judged
 from .cuda_run import GpuRun, gpu_name, run_beside_torch, torch_eager
 from .cuda_tune import DEFAULT, device_timer, scheduled_as, tuned_operators
 from .fused_graph import fused_program
@@ -240,14 +241,13 @@ def measured_cost(
         reasons.append("torch eager is not beside it: it does not run ONNX models")
     import torch
 
-    return replace(
+    cost = replace(
         bound,
         kind="measured",
         latency=whole.seconds,
         spread=whole.spread,
         arena=run.arena,
         peak=run.peaks.get("tvm"),
-        max_error=relative_error(run.outputs, expected),
         per_op=per_op,
         peers=MappingProxyType({label: timing.seconds for label, timing in peers.items()}),
         peer_spreads=MappingProxyType({label: timing.spread for label, timing in peers.items()}),
@@ -255,6 +255,7 @@ def measured_cost(
         versions=MappingProxyType({**bound.versions, "schedules": "dlight and MetaSchedule", "device": device, "torch": torch.__version__}),
         reasons=tuple(reasons),
     )
+    return judged(cost, run.outputs, expected)
 
 
 def _label(graph: Graph, v: int) -> str:

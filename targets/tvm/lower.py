@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import re
 import sys
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ from typing import Any
 import tvm
 from tvm import s_tir, tirx
 from tvm.tirx import stmt
-from tvm_ffi import structural_hash
+from tvm_ffi import structural_hash, structural_map
 
 from ...compiler.graph import ITEMSIZE
 from ...compiler.scratch import scratch
@@ -28,6 +30,7 @@ from .machine import machine
 from .overwriting import overwritable
 
 C = {"kind": "c"}
+NAME = 80  # characters that a C function's name says of what it does: file systems allow few
 STACK_BUFFER = 256  # bytes; a larger buffer inside an operator is workspace
 
 
@@ -75,7 +78,7 @@ def lower(
 def _c_name(made_of: str) -> str:
     """A C function's name for a signature, the same in every network; `op_` since an operator may be called `exp`."""
     kind, _, number = made_of.partition("(")[0], *made_of.rpartition("#")[1:]
-    return f"op_{kind}_{number}"
+    return f"op_{kind[:NAME]}_{number}"
 
 
 def _tools(scheduled: Callable[[tirx.PrimFunc], tirx.PrimFunc]) -> str:
@@ -125,15 +128,49 @@ def _lower_one(symbol: str, func: tirx.PrimFunc, target_spec: dict[str, Any]) ->
     ):
         mod = tvm.transform.Sequential(_passes())(mod)
         (var, func), *_ = mod.functions.items()
-        bare, workspace = _bare_pointers(func)
+        bare, workspace = _bare_pointers(structural_map(func, ((tirx.Max, _largest), (tirx.Min, _smallest))))
         mod = tirx.transform.LowerIntrin()(tvm.IRModule({var: bare}))
     built = tvm.get_global_func(f"target.build.{target.kind.name}")(mod, target)
     parameters = len(func.params)
     if target.kind.name == "c":
-        code: str | bytes = _plain_c(built.inspect_source(), symbol, {*over, parameters - 1} if over else set())
+        source = _exact(built.inspect_source(), mod[var])
+        code: str | bytes = _plain_c(source, symbol, {*over, parameters - 1} if over else set())
     else:
         code = _object(built)
     return Kernel(symbol, code, parameters, tuple(workspace), over)
+
+
+def _exact(generated: str, func: tirx.PrimFunc) -> str:
+    """C whose constants have all their digits: TVM prints seven, which is not enough to tell one from the next."""
+    exact: dict[str, float] = {}
+
+    def note(node: tirx.FloatImm) -> tirx.FloatImm:
+        if str(node.ty) == "float32" and math.isfinite(node.value):
+            exact.setdefault(f"{node.value:.6e}f", node.value)
+        return node
+
+    structural_map(func.body, (tirx.FloatImm, note))
+    return re.sub(r"-?\d\.\d{6}e[+-]\d\df", lambda m: f"{exact[m[0]]:.9e}f" if m[0] in exact else m[0], generated)
+
+
+def _largest(node: tirx.Max) -> Any:
+    """max(a, b) that is NaN where one of them is, as torch's is; comparing with a number costs nothing more."""
+    return _extreme(node, lambda a, b: a > b)
+
+
+def _smallest(node: tirx.Min) -> Any:
+    return _extreme(node, lambda a, b: a < b)
+
+
+def _extreme(node: Any, beyond: Callable[[Any, Any], Any]) -> Any:
+    a, b = node.a, node.b
+    if "float" not in str(node.ty):
+        return node
+    if isinstance(a, tirx.FloatImm):
+        return tirx.Select(beyond(a, b), a, b)
+    if isinstance(b, tirx.FloatImm):
+        return tirx.Select(beyond(b, a), b, a)
+    return tirx.Select(tirx.any(beyond(a, b), a != a), a, b)
 
 
 def _object(built: Any) -> bytes:

@@ -22,6 +22,7 @@ from ...compiler.errors import NeaptideError, SourceError
 from ...compiler.graph import WEIGHT_ROLES, Graph, Node
 from ...compiler.trace import trace
 from .folding import fold_batch_norm
+from .plain_graph import make_plain
 
 _VIEWS = ("aten._unsafe_view.default", "aten._reshape_alias.default")
 
@@ -89,12 +90,32 @@ def traced_program(graph: Graph, known: Mapping[str, Any]) -> TracedProgram:
         if t not in nodes:
             nodes[t] = _weight(fx_graph, graph, t, values)
     fx_graph.output(tuple(nodes[t] for t in graph.outputs))
+    for name in make_plain(fx_graph, values, known):
+        raise Untranslated(f"{name} has no conversion to Relax")
     _placeholders_first(fx_graph)
     return TracedProgram(fx_graph, tuple(inputs), values)
 
 
 class _Importer(ExportedProgramImporter):
-    """TVM's converters, driven from a `TracedProgram`."""
+    """TVM's converters, driven from a `TracedProgram`, and those that it lacks."""
+
+    def create_convert_map(self) -> dict[str, Any]:
+        """As TVM's, with the reductions to the largest and the smallest."""
+        known = super().create_convert_map()
+        return {
+            **known,  # type: ignore[misc]
+            "amax.default": self._extreme(relax.op.max),
+            "amin.default": self._extreme(relax.op.min),
+        }
+
+    def _extreme(self, reduce: Any) -> Any:
+        def convert(node: fx.Node) -> relax.Var:
+            x, *rest = self.retrieve_args(node)
+            dims = node.kwargs.get("dim", rest[0] if rest else ())
+            keep = node.kwargs.get("keepdim", rest[1] if len(rest) > 1 else False)
+            return self.block_builder.emit(reduce(x, list(dims) or None, bool(keep)))
+
+        return convert
 
     def relax(self, program: TracedProgram) -> tvm.IRModule:
         variables = {}
@@ -110,6 +131,11 @@ class _Importer(ExportedProgramImporter):
             self.block_builder.emit_func_output(result)
         weights = {name: self._convert_pytorch_tensor_to_tvm(value) for name, value in program.values.items() if name in variables}
         return relax.transform.BindParams("main", weights)(self.block_builder.get())
+
+
+def importer() -> _Importer:
+    """TVM's converters, and the ones added to them."""
+    return _Importer()
 
 
 def _check_written(graph: Graph) -> None:
@@ -150,7 +176,7 @@ def _call(fx_graph: fx.Graph, graph: Graph, node: Node, nodes: dict[int, fx.Node
         target, arguments = torch.ops.aten.permute.default, [arguments[0], [1, 0] if graph.tensors[node.inputs[0]].shape[1:] else [0]]
     elif target is torch.ops.aten.native_batch_norm.default and not arguments[5]:
         pass
-    elif not isinstance(target, torch._ops.OpOverload) or target.__name__ not in known:
+    elif not isinstance(target, torch._ops.OpOverload):
         raise Untranslated(f"{node.op} has no conversion to Relax")
     made = fx_graph.call_function(target, tuple(arguments), named)
     outputs = [_like(graph, t) for t in node.outputs]
