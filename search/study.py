@@ -100,7 +100,7 @@ class Study:
 
     def start(self, index: int, proposal: Proposal, costs: Mapping[str, float]) -> None:
         """Write that `proposal` is being evaluated; `costs`: what is known of it already."""
-        with _storage_errors(self.url):
+        with _storage_errors(self.url), _reading(self.url):
             trial = self._trial(index, proposal, costs, import_optuna().trial.TrialState.RUNNING)
             self._running[index] = self._storage.create_new_trial(self._id, template_trial=trial)
 
@@ -110,7 +110,7 @@ class Study:
             raise NeaptideError(f"{self._file} is gone: its folder was removed while the search ran; begin again in another --out")
         state, told = self._state(outcome)
         facts = {**outcome.values, "violation": outcome.violation, "seconds": seconds}
-        with _storage_errors(self.url):
+        with _storage_errors(self.url), _reading(self.url):
             if index in self._running:
                 trial = self._running.pop(index)
                 known = self._storage.get_trial(trial).user_attrs
@@ -149,7 +149,7 @@ class Study:
 
     def set_result(self, result: Mapping[str, Any]) -> None:
         """Keep JSON values about the end of the search with the study."""
-        with _storage_errors(self.url):
+        with _storage_errors(self.url), _reading(self.url):
             self._storage.set_study_user_attr(self._id, RESULT, dict(result))
 
     def abandon(self) -> None:
@@ -193,7 +193,7 @@ class Study:
         return states.PRUNED, None
 
     def _fail(self, trial: int) -> None:
-        with _storage_errors(self.url):
+        with _storage_errors(self.url), _reading(self.url):
             self._storage.set_trial_user_attr(trial, "stale", True)
             self._storage.set_trial_state_values(trial, import_optuna().trial.TrialState.FAIL)
 
@@ -344,5 +344,5 @@ def _reading(url: str) -> Iterator[None]:
     """Optuna believes what its tables hold: a wrong type in one rises as whatever the first use of it raises."""
     try:
         yield
-    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError, ArithmeticError) as error:
         raise FormatError(f"the study at {url} is damaged, or of another Optuna: {' '.join(str(error).split())}") from error

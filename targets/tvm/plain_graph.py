@@ -103,19 +103,24 @@ def _inline(graph: fx.Graph, node: fx.Node, function: Callable[..., Any], values
             at[inner] = constant(graph, values, getattr(traced, inner.target))
         elif inner.op == "output":
             result = inner.args[0]
+        elif isinstance(inner.target, type):  # the type of several results, such as torch's own named tuples
+            at[inner] = tuple(at[n] for n in inner.args)
+        elif inner.target is operator.getitem and isinstance(at[inner.args[0]], tuple):
+            at[inner] = at[inner.args[0]][inner.args[1]]
         else:
             with graph.inserting_before(node):
                 at[inner] = graph.node_copy(inner, lambda n: at[n])
             val = inner.meta["val"] if "val" in inner.meta else inner.target(*_likes(at[inner].args), **_likes(at[inner].kwargs))
             at[inner].meta = {"val": _meta(val)}
             made.append(at[inner])
-    if isinstance(result, list | tuple):
+    results = at[result] if isinstance(result, fx.Node) else tuple(at[n] for n in result)
+    if isinstance(results, tuple):
         for user in list(node.users):
             assert user.target is operator.getitem
-            user.replace_all_uses_with(at[result[user.args[1]]])
+            user.replace_all_uses_with(results[user.args[1]])
             graph.erase_node(user)
     else:
-        node.replace_all_uses_with(at[result])
+        node.replace_all_uses_with(results)
     graph.erase_node(node)
     return made
 

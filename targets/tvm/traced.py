@@ -9,7 +9,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import tvm
@@ -101,16 +101,12 @@ class _Importer(ExportedProgramImporter):
 
     def create_convert_map(self) -> dict[str, Any]:
         """As TVM's, with the reductions to the largest and the smallest."""
-        known = super().create_convert_map()
-        return {
-            **known,  # type: ignore[misc]
-            "amax.default": self._extreme(relax.op.max),
-            "amin.default": self._extreme(relax.op.min),
-        }
+        known: dict[str, Any] = dict(cast(Any, ExportedProgramImporter).create_convert_map(self))
+        return {**known, "amax.default": self._extreme(relax.op.max), "amin.default": self._extreme(relax.op.min)}
 
     def _extreme(self, reduce: Any) -> Any:
         def convert(node: fx.Node) -> relax.Var:
-            x, *rest = self.retrieve_args(node)
+            x, *rest = cast(Any, self.retrieve_args(node))
             dims = node.kwargs.get("dim", rest[0] if rest else ())
             keep = node.kwargs.get("keepdim", rest[1] if len(rest) > 1 else False)
             return self.block_builder.emit(reduce(x, list(dims) or None, bool(keep)))
