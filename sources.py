@@ -29,7 +29,7 @@ from .compiler.graph import Graph
 GRAPH_FILES = {".onnx": "ONNX", ".pt2": "torch.export", ".json": "graph"}
 PICKLES = frozenset((".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".pt1", ".joblib"))
 LARGE = 1 << 24
-_INPUT = re.compile(r"(?:(?P<name>[A-Za-z_][\w.]*)=)?(?P<shape>scalar|\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
+_INPUT = re.compile(r"(?:(?P<name>[\w.:/]*[A-Za-z_][\w.:/]*)=)?(?P<shape>scalar|\d+(?:x\d+)*)(?::(?P<dtype>\w+))?")
 
 
 @dataclass(frozen=True)
@@ -113,16 +113,26 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 def _graph_file(source: str, suffix: str, inputs: Sequence[InputSpec], dtype: str) -> Model:
     _must_exist(source)
-    if inputs or dtype:
+    if dtype or (inputs and suffix != ".onnx"):
         raise SourceError(
             f"{source!r} carries its own shapes and dtypes: leave out {'--input' if inputs else '--dtype'}, or export it anew"
         )
     name = Path(source).stem
     if suffix == ".onnx":
-        return Model(name, Graph.from_onnx(source, name=name))
+        return Model(name, Graph.from_onnx(source, name=name, shapes=_onnx_shapes(source, inputs)))
     if suffix == ".pt2":
         return Model(name, Graph.from_exported_program(source, name=name))
     return Model(name, Graph.load_json(source))
+
+
+def _onnx_shapes(source: str, inputs: Sequence[InputSpec]) -> dict[str, Sequence[int] | int]:
+    """Shapes of inputs by name, and sizes of named dimensions: `x=2x3` is the one, `batch=2` either."""
+    shapes: dict[str, Sequence[int] | int] = {}
+    for given in inputs:
+        if not given.name or given.dtype:
+            raise SourceError(f"{source!r} has inputs of its own: name the one whose shape is meant, --input NAME=2x3, without a dtype")
+        shapes[given.name] = given.shape[0] if len(given.shape) == 1 else given.shape
+    return shapes
 
 
 def _refuse(source: str, suffix: str) -> None:

@@ -160,9 +160,9 @@ class Importer:
             raise self.error(f"input {value.name!r} is a {str(kind).removesuffix('_type')}; graphs hold tensors only")
         tensor = value.type.tensor_type
         given = self.given.get(value.name)
-        if given is not None and not isinstance(given, int):
-            shape: list[int] = list(given)
-            declared = [d.dim_value if d.HasField("dim_value") else None for d in tensor.shape.dim]
+        if given is not None:
+            shape: list[int] = [given] if isinstance(given, int) else list(given)
+            declared = [d.dim_value if d.HasField("dim_value") and d.dim_value >= 0 else None for d in tensor.shape.dim]
             if tensor.HasField("shape") and (
                 len(shape) != len(declared) or any(d not in (None, s) for d, s in zip(declared, shape, strict=True))
             ):
@@ -174,7 +174,8 @@ class Importer:
         else:
             shape = []
             for d in tensor.shape.dim:
-                size = d.dim_value if d.HasField("dim_value") else self.given.get(d.dim_param) if d.dim_param else None
+                fixed = d.HasField("dim_value") and d.dim_value >= 0  # below 0 some exporters write what they do not know
+                size = d.dim_value if fixed else self.given.get(d.dim_param) if d.dim_param else None
                 if not isinstance(size, int) or size < 0:
                     raise self.error(
                         f"input {value.name!r} has the dynamic shape {_spell(tensor)}: give sizes with from_onnx(..., "
@@ -346,7 +347,7 @@ def _is_view(node: onnx.NodeProto, scope: Scope) -> bool:
 
 
 def _spell(tensor: onnx.TypeProto.Tensor) -> str:
-    sizes = (str(d.dim_value) if d.HasField("dim_value") else repr(d.dim_param)[1:-1] or "?" for d in tensor.shape.dim)
+    sizes = (str(d.dim_value) if d.HasField("dim_value") and d.dim_value >= 0 else repr(d.dim_param)[1:-1] or "?" for d in tensor.shape.dim)
     return f"({', '.join(sizes)})"
 
 

@@ -118,7 +118,10 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return F.gelu(x, approximate=approximate)
 
 
-def prelu(x: Tensor, slope: Tensor) -> Tensor:
+def prelu(x: Tensor, slope: Tensor, *, opset: int = 17) -> Tensor:
+    """Before opset 7 a slope of one dimension belongs to the channels."""
+    if opset < 7 and slope.ndim == 1 and x.ndim > 2:
+        slope = slope.reshape(-1, *[1] * (x.ndim - 2))
     return torch.where(x >= 0, x, slope * x)
 
 
@@ -397,7 +400,9 @@ def argmax(x: Tensor, axis: int = 0, keepdims: int = 1, select_last_index: int =
 
 
 def argmin(x: Tensor, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
-    return argmax(-x, axis, keepdims, select_last_index)
+    if select_last_index:
+        return x.shape[axis] - 1 - x.flip(axis).argmin(axis, keepdim=bool(keepdims))
+    return x.argmin(axis, keepdim=bool(keepdims))
 
 
 KERNELS: dict[str, Callable[..., Any]] = {

@@ -268,8 +268,11 @@ def resize(
     x: Tensor, roi: Tensor | None = None, scales: Tensor | None = None, sizes: Tensor | None = None, *, mode: str = "nearest",
     coordinate_transformation_mode: str = "half_pixel", nearest_mode: str = "round_prefer_floor", cubic_coeff_a: float = -0.75,
     antialias: int = 0, exclude_outside: int = 0, extrapolation_value: float = 0.0, axes: Ints = None,
-    keep_aspect_ratio_policy: str = "stretch",
+    keep_aspect_ratio_policy: str = "stretch", opset: int = 17,
 ) -> Tensor:  # fmt: skip
+    """Before opset 11 the second operand is the scales, coordinates are asymmetric, and nearest is the one below."""
+    if opset < 11:
+        scales, coordinate_transformation_mode, nearest_mode = roi, "asymmetric", "floor"
     require(axes is None and keep_aspect_ratio_policy == "stretch" and not exclude_outside and x.ndim in (3, 4, 5), "resize of some axes")
     if sizes is not None and sizes.numel():
         target = ints(sizes)

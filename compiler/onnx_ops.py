@@ -121,14 +121,18 @@ class OnnxOp(nn.Module):
         from onnx import helper
         from onnx.reference import ReferenceEvaluator
 
+        opsets, version = self.opsets, self.opsets.get("", self.opsets.get("ai.onnx", 17))
         outputs = [f"result_{i}" if made else "" for i, made in enumerate(self.made)]
         node = onnx.NodeProto(op_type=self.op_type, domain=self.domain, input=names, output=outputs)
         node.attribute.extend(decode(self.attrs))
+        if self.op_type == "RoiAlign" and version < 16:  # which had no half pixels; the reference takes them for the default
+            node.attribute.append(helper.make_attribute("coordinate_transformation_mode", "output_half_pixel"))
+            opsets = {**self.opsets, "": 16}
         inputs = [n for n in (*names, *self.attrs.get("$captures", ())) if n]
         graph = helper.make_graph(
             [node], "one", [onnx.ValueInfoProto(name=n) for n in inputs], [onnx.ValueInfoProto(name=n) for n in outputs if n]
         )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid(d, v) for d, v in self.opsets.items()])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid(d, v) for d, v in opsets.items()])
         return ReferenceEvaluator(model)
 
 

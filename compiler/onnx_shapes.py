@@ -122,7 +122,12 @@ class ShapeInference:
         for index, name in enumerate(node.output):
             if not name:
                 continue
-            got = self._static(name, inferred.get(name)) or self._by_rule(node, index) or self._static(name, self.declared.get(name))
+            got = (
+                self._mended(node, index)
+                or self._static(name, inferred.get(name))
+                or self._by_rule(node, index)
+                or self._static(name, self.declared.get(name))
+            )
             if got is None and index == 0:
                 got = self._by_value(node)
             got = self.override(name, got)
@@ -201,7 +206,7 @@ class ShapeInference:
         dims = []
         for d in tensor.shape.dim:
             named = self.given.get(d.dim_param) if d.dim_param else None
-            if d.HasField("dim_value"):
+            if d.HasField("dim_value") and d.dim_value >= 0:
                 dims.append(d.dim_value)
             elif isinstance(named, int):
                 dims.append(named)
@@ -240,6 +245,50 @@ class ShapeInference:
         kind = kind if kind.isprintable() else ascii(kind)
         return f"node {node.name!r} ({kind})" if node.name else f"the {kind} that makes {next(iter(node.output), '')!r}"
 
+    # ---- results of which onnx's inference says too little, or something else than runtimes ---------------------------------
+
+    def _mended(self, node: onnx.NodeProto, index: int) -> tuple[int, tuple[int, ...]] | None:
+        if node.domain not in ("", "ai.onnx") or not node.input or not node.input[0]:
+            return None
+        elem_type, shape = self.of(node.input[0])
+        attrs = {a.name: a for a in node.attribute}
+        if node.op_type == "Dropout" and index == 1:
+            return (9 if self.opsets.get("", self.opsets.get("ai.onnx", 1)) >= 10 else elem_type), shape
+        if node.op_type in ("MaxPool", "AveragePool", "LpPool") and "ceil_mode" in attrs and attrs["ceil_mode"].i:
+            return self._rounded_up(attrs, elem_type if index == 0 else 7, shape)
+        if node.op_type == "STFT" and not ("onesided" in attrs and not attrs["onesided"].i):
+            return self._one_sided(node, elem_type, shape)
+        return None
+
+    @staticmethod
+    def _rounded_up(attrs: Mapping[str, Any], elem_type: int, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]] | None:
+        """A pool in ceil mode: no window begins in the padding at the end, which inference before opset 22 lets it."""
+        rank = len(shape) - 2
+        kernel = list(attrs["kernel_shape"].ints) if "kernel_shape" in attrs else []
+        if len(kernel) != rank or rank < 1 or ("auto_pad" in attrs and attrs["auto_pad"].s not in (b"", b"NOTSET")):
+            return None
+        listed = {name: list(attrs[name].ints) if name in attrs else [] for name in ("strides", "dilations", "pads")}
+        strides, dilations = listed["strides"] or [1] * rank, listed["dilations"] or [1] * rank
+        pads = listed["pads"] or [0] * (2 * rank)
+        if not len(strides) == len(dilations) == rank or len(pads) != 2 * rank or min(strides) < 1:
+            return None
+        out = []
+        for i, size in enumerate(shape[2:]):
+            room = size + pads[i] + pads[rank + i] - dilations[i] * (kernel[i] - 1) - 1
+            count = -(-room // strides[i]) + 1
+            out.append(count - ((count - 1) * strides[i] >= size + pads[i]))
+        return (elem_type, (*shape[:2], *out)) if min(out) > 0 else None
+
+    def _one_sided(self, node: onnx.NodeProto, elem_type: int, shape: tuple[int, ...]) -> tuple[int, tuple[int, ...]] | None:
+        """The default of STFT: the frequencies from 0 to half of the frame's length."""
+        step = self.value(node.input[1]) if len(node.input) > 1 and node.input[1] else None
+        length = self.value(node.input[3]) if len(node.input) > 3 and node.input[3] else None
+        size = self.of(node.input[2])[1][0] if len(node.input) > 2 and node.input[2] else None
+        size = int(length.reshape(-1)[0]) if length is not None and length.size else size
+        if step is None or not step.size or size is None or len(shape) < 2 or int(step.reshape(-1)[0]) < 1 or not 0 < size <= shape[1]:
+            return None
+        return elem_type, (shape[0], 1 + (shape[1] - size) // int(step.reshape(-1)[0]), size // 2 + 1, 2)
+
     # ---- operators no schema knows ------------------------------------------------------------------------------------
 
     def _by_rule(self, node: onnx.NodeProto, index: int) -> tuple[int, tuple[int, ...]] | None:
@@ -265,6 +314,9 @@ class ShapeInference:
         stand_in.attribute.extend(a for a in node.attribute if a.name in schema.attributes)
         transposed = {a.name for a in node.attribute if a.i and a.name in ("transA", "transB")}
         local = self.child({})
+        if node.op_type.startswith("QLinear"):
+            for name in names:
+                local.define(name, 1, self.of(name)[1])
         for at, letter in enumerate("AB"):
             if op_type == "MatMul" and f"trans{letter}" in transposed and at < len(names):
                 elem_type, shape = self.of(names[at])
@@ -272,7 +324,7 @@ class ShapeInference:
         got = local._static(node.output[0], local._by_schema(stand_in, schema).get(node.output[0]))
         if got is not None and node.op_type in ("MatMulIntegerToFloat", "DynamicQuantizeMatMul"):
             return 1, got[1]
-        return got
+        return (self.of(node.input[0])[0], got[1]) if got is not None and node.op_type.startswith("QLinear") else got
 
     # ---- shape arithmetic ---------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ graph's dependencies (and so every topological order) keep reads and writes of a
 
 from __future__ import annotations
 
+import keyword
 import operator
 import re
 from collections.abc import Sequence
@@ -46,7 +47,7 @@ class _Writer:
         graph = self.graph
         for i, t in enumerate(graph.inputs):
             name = graph.tensors[t].name or graph.storages[graph.tensors[t].storage].name or f"input_{i}"
-            self.env[t] = self.out.placeholder(re.sub(r"\W+", "_", name).strip("_") or f"input_{i}")
+            self.env[t] = self.out.placeholder(_identifier(name) or f"input_{i}")
         for v in self.order:
             self.node(graph.nodes[v])
         self.out.output(tuple(self.value(t) for t in graph.outputs))
@@ -150,3 +151,9 @@ def missing_values(graph: Graph) -> list[str]:
         except TraceError:
             out.append(graph.tensors[t].name or graph.storages[graph.tensors[t].storage].name or f"tensor {t}")
     return out
+
+
+def _identifier(name: str) -> str:
+    """`name` as one of Python's; "" if nothing of it is left."""
+    plain = re.sub(r"[^0-9A-Za-z_]+", "_", name).strip("_")
+    return f"_{plain}" if plain[:1].isdigit() or keyword.iskeyword(plain) else plain
