@@ -106,7 +106,7 @@ class _Reader:
 
     def constant(self, value: Any) -> int:
         if value not in self.constants:
-            array = np.ascontiguousarray(value.value.numpy())
+            array = np.require(value.value.numpy(), requirements="C")  # which leaves a scalar one
             tensor = self.builder.tensor(array.shape, str(array.dtype), role="constant", name=f"constant {len(self.constants)}")
             self.builder.values[tensor] = array
             self.constants[value] = tensor

@@ -27,6 +27,7 @@ from ...compiler.graph import ITEMSIZE
 from ...compiler.scratch import scratch
 from ..file_cache import FileCache
 from .machine import machine
+from .nan_extremes import with_nan
 from .overwriting import overwritable
 
 C = {"kind": "c"}
@@ -83,7 +84,12 @@ def _c_name(made_of: str) -> str:
 
 def _tools(scheduled: Callable[[tirx.PrimFunc], tirx.PrimFunc]) -> str:
     """What decides the code of an operator besides what it computes: TVM, this module, and the module of the schedules."""
-    sources = [Path(__file__), Path(__file__).with_name("overwriting.py"), Path(sys.modules[scheduled.__module__].__file__ or "")]
+    sources = [
+        Path(__file__),
+        Path(__file__).with_name("overwriting.py"),
+        Path(__file__).with_name("nan_extremes.py"),
+        Path(sys.modules[scheduled.__module__].__file__ or ""),
+    ]
     digest = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
     return f"{version('apache-tvm')} {digest}"
 
@@ -128,7 +134,7 @@ def _lower_one(symbol: str, func: tirx.PrimFunc, target_spec: dict[str, Any]) ->
     ):
         mod = tvm.transform.Sequential(_passes())(mod)
         (var, func), *_ = mod.functions.items()
-        bare, workspace = _bare_pointers(structural_map(func, ((tirx.Max, _largest), (tirx.Min, _smallest))))
+        bare, workspace = _bare_pointers(with_nan(func))
         mod = tirx.transform.LowerIntrin()(tvm.IRModule({var: bare}))
     built = tvm.get_global_func(f"target.build.{target.kind.name}")(mod, target)
     parameters = len(func.params)
@@ -151,26 +157,6 @@ def _exact(generated: str, func: tirx.PrimFunc) -> str:
 
     structural_map(func.body, (tirx.FloatImm, note))
     return re.sub(r"-?\d\.\d{6}e[+-]\d\df", lambda m: f"{exact[m[0]]:.9e}f" if m[0] in exact else m[0], generated)
-
-
-def _largest(node: tirx.Max) -> Any:
-    """max(a, b) that is NaN where one of them is, as torch's is; comparing with a number costs nothing more."""
-    return _extreme(node, lambda a, b: a > b)
-
-
-def _smallest(node: tirx.Min) -> Any:
-    return _extreme(node, lambda a, b: a < b)
-
-
-def _extreme(node: Any, beyond: Callable[[Any, Any], Any]) -> Any:
-    a, b = node.a, node.b
-    if "float" not in str(node.ty):
-        return node
-    if isinstance(a, tirx.FloatImm):
-        return tirx.Select(beyond(a, b), a, b)
-    if isinstance(b, tirx.FloatImm):
-        return tirx.Select(beyond(b, a), b, a)
-    return tirx.Select(tirx.any(beyond(a, b), a != a), a, b)
 
 
 def _object(built: Any) -> bytes:

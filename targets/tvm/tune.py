@@ -15,6 +15,7 @@ from ...compiler.errors import NeaptideError
 from ..database import OperatorRow
 from ..schedule_traces import check_schedule
 from . import cpu_schedules, search_space
+from .nan_extremes import with_nan
 from .workspace import WorkspaceCount
 
 REPEATS, REPEAT_MS = 5, 4
@@ -124,6 +125,7 @@ def tuned_module(func: tirx.PrimFunc, trace: Any, target: tvm.target.Target) -> 
 
 def build(module: tvm.IRModule, target: tvm.target.Target) -> Compiled:
     """The operator compiled in memory; its function is `main`."""
+    module = with_nan(module)
     module = tvm.s_tir.transform.RemoveWeightLayoutRewriteBlock(skip_tensor_rewrite=True)(module)
     count = WorkspaceCount(int(target.attrs["num-cores"]))
     with tvm.transform.PassContext(instruments=[count.instrument]):
