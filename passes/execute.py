@@ -245,7 +245,7 @@ class _Run:
 
         graph = self.graph
         kinds = [self._kind(node, t) for t in node.outputs]
-        mutates = not node.op.startswith("onnx.") and _mutates(node.op)
+        mutates = not node.op.startswith(("onnx.", "neaptide.")) and _mutates(node.op)
         if node.op in UNINITIALIZED and kinds == ["born"]:
             self.values[node.outputs[0]] = self._window(node.outputs[0])
             return

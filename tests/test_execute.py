@@ -98,6 +98,15 @@ class Recurrent(nn.Module):
         return self.gru(y)[0], h, c
 
 
+class Forked(nn.Module):
+    """A copy of the random state, which is memory that no operator makes."""
+
+    def forward(self, x):
+        with torch.random.fork_rng():
+            y = x.relu()
+        return y + 1
+
+
 class Losses(nn.Module):
     """Kernels that write their results with an `out=` form of their own, which uses the memory as scratch or asks for a layout."""
 
@@ -109,6 +118,7 @@ class Losses(nn.Module):
 
 CASES = {
     "losses": (Losses, (torch.rand(7, 5) * 0.9 + 0.05, (torch.rand(7, 5) > 0.5).float()), {}),
+    "forked": (Forked, (torch.randn(3, 4),), {}),
     "inception": (Inception, (torch.randn(2, 4, 9, 9),), {}),
     "attention": (Attention, (torch.randn(2, 5, 32),), {"mask": torch.randn(5, 5)}),
     "windows": (Windows, (torch.randn(3, 5),), {}),
