@@ -85,6 +85,11 @@ def test_instructions_an_output(function, x, most):
     assert (cost.instructions or 0) / function(x).numel() <= most
 
 
+def test_half_precision_is_refused_by_name():
+    with pytest.raises(NeaptideError, match=r"computes in half precision.*convert the model to float32"):
+        measure(Op(lambda x: (x.half() * 2).float()).eval(), (X,), target="cortex-m4f")
+
+
 def test_wrong_outputs_are_said_and_not_kept(tmp_path):
     import numpy as np
 

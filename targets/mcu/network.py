@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -21,6 +22,9 @@ from .planning import Planned, planned
 
 if TYPE_CHECKING:
     from ..tvm.lower import Kernel
+
+
+HALF = re.compile(r"\b(half|bfloat16|nv_bfloat16)\b")  # types of C that its compilers for microcontrollers do not know
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,12 @@ def _prepared(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None,
 
     program = fused_program(to_relax(model, args, kwargs), name=title)
     kernels = lower(program.kernels, scheduled)
+    for symbol, kernel in kernels.items():
+        if isinstance(kernel.code, str) and (kind := HALF.search(kernel.code)):
+            raise SourceError(
+                f"operator {symbol.removeprefix('fused_')} of {title!r} computes in {kind[0]} precision, which C on microcontrollers has no "
+                "type for: convert the model to float32"
+            )
     found = planned(program.graph, kernels, inplace=inplace)
     signatures = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
     inputs = input_arrays(found.graph, args, kwargs)
