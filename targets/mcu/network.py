@@ -93,8 +93,8 @@ def _prepared(model: Any, args: Sequence[Any], kwargs: Mapping[str, Any] | None,
     for symbol, kernel in kernels.items():
         if isinstance(kernel.code, str) and (kind := HALF.search(kernel.code)):
             raise SourceError(
-                f"operator {symbol.removeprefix('fused_')} of {title!r} computes in {kind[0]} precision, which C on microcontrollers has no "
-                "type for: convert the model to float32"
+                f"operator {symbol.removeprefix('fused_')} of {title!r} computes in {kind[0]} precision, which C on microcontrollers has "
+                "no type for: convert the model to float32"
             )
     found = planned(program.graph, kernels, inplace=inplace)
     signatures = {symbol: signature(symbol, func) for symbol, func in program.kernels.items()}
